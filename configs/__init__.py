@@ -1,0 +1,1 @@
+"""Jobs and studies as ml-collections configs, imported as tinker.configs."""

@@ -1,0 +1,1 @@
+"""What a job or a study runs, imported as tinker.experiments."""

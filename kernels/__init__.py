@@ -1,0 +1,1 @@
+"""Pallas kernels and their references, imported as tinker.kernels."""

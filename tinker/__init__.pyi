@@ -1,0 +1,12 @@
+from . import compress as compress
+from . import configs as configs
+from . import data as data
+from . import experiments as experiments
+from . import kernels as kernels
+from . import losses as losses
+from . import metrics as metrics
+from . import models as models
+from . import nn as nn
+from . import numerics as numerics
+from . import optim as optim
+from . import train as train

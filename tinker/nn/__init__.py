@@ -1,0 +1,5 @@
+"""flax.linen layers, and the axes of their matrices."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
