@@ -1,0 +1,14 @@
+from .memories import Averaged as Averaged
+from .memories import Memory as Memory
+from .memories import Queue as Queue
+from .memories import output_queue as output_queue
+from .memories import parameter_average as parameter_average
+from .rules import Gradient as Gradient
+from .rules import as_gradient as as_gradient
+from .rules import clipped_per_example as clipped_per_example
+from .rules import mean_gradient as mean_gradient
+from .rules import mean_loss as mean_loss
+from .rules import merge_aux as merge_aux
+from .rules import per_part_gradients as per_part_gradients
+from .rules import sam as sam
+from .rules import worker_mean as worker_mean

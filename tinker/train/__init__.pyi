@@ -1,0 +1,15 @@
+from .building import build as build
+from .building import build_augment as build_augment
+from .building import build_metrics as build_metrics
+from .building import data_spec as data_spec
+from .building import default_config as default_config
+from .building import load_streams as load_streams
+from .composition import Net as Net
+from .composition import Program as Program
+from .composition import State as State
+from .composition import Term as Term
+from .composition import compose as compose
+from .composition import lookup as lookup
+from .specs import instantiate as instantiate
+from .specs import override as override
+from .specs import resolve as resolve
