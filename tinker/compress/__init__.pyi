@@ -1,0 +1,16 @@
+from .low_rank import lora as lora
+from .masks import gradually_pruned as gradually_pruned
+from .masks import keep_largest as keep_largest
+from .masks import masked as masked
+from .parametrization import Parametrization as Parametrization
+from .parametrization import coverage as coverage
+from .parametrization import frozen as frozen
+from .parametrization import leaf_table as leaf_table
+from .parametrization import map_leaves as map_leaves
+from .parametrization import matrices_matching as matrices_matching
+from .parametrization import stack as stack
+from .quantizers import Packed as Packed
+from .quantizers import pack_codes as pack_codes
+from .quantizers import quantize as quantize
+from .quantizers import symmetric_scale as symmetric_scale
+from .quantizers import unpack_codes as unpack_codes

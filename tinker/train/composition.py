@@ -45,6 +45,7 @@ class Program(NamedTuple):
     predict: Callable
     context: Callable
     loss: Callable
+    params: Callable
 
 
 class Net(NamedTuple):
@@ -132,6 +133,7 @@ def compose(
       - ``predict(state, batch) -> outputs``, without augmentation or dropout
       - ``context(state, batch) -> ctx``, all that a metric may read
       - ``loss(state, batch) -> (total, terms)``, evaluated as in prediction
+      - ``params(state)``, the parameters that the networks see, by network
 
       A batch is a dict of arrays with the batch on their leading axis. A boolean ``mask``
       ``[batch]`` marks the examples that count.
@@ -367,7 +369,10 @@ def compose(
         losses, aux = loss_function(state, train=False)(state.trainable, key, batch)
         return losses.mean(), aux["losses"]
 
-    return Program(init, train_step, predict, context, evaluate_loss)
+    def params_of(state):
+        return {**materialize(state, fold_in(state.key, "predict"), False), **state.frozen}
+
+    return Program(init, train_step, predict, context, evaluate_loss, params_of)
 
 
 IDENTITY = (
@@ -417,7 +422,7 @@ def _evaluate(term, ctx, step):
     if mask is not None and coupled:
         if "where" not in parameters:
             raise UserError(
-                f"it couples the examples of a batch and takes no `where`, so it "
+                "it couples the examples of a batch and takes no `where`, so it "
                 "cannot leave out the padding of a last batch; set data.drop_remainder=True"
             )
         hyper["where"] = mask if where is None else where & _expand(mask, where)
@@ -428,7 +433,7 @@ def _evaluate(term, ctx, step):
         per_row = any(getattr(a, "shape", ())[:1] == mask.shape for a in reads if mask is not None)
         if per_row and not coupled:
             raise UserError(
-                f"it returns one number for the batch, which would count the "
+                "it returns one number for the batch, which would count the "
                 "padding of a last batch; set data.drop_remainder=True"
             )
         return value, jnp.ones(())
