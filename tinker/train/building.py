@@ -9,6 +9,7 @@ import ml_collections
 import optax
 
 from tinker import data
+from tinker.compress.parametrization import stack
 from tinker.numerics import UserError, fold_in, nearest
 from tinker.train.composition import Net, Term, compose, lookup
 from tinker.train.specs import (
@@ -84,7 +85,7 @@ def build(config, example=None):
         loss=_build_losses(config.loss),
         gradient=_build_gradient(config),
         optimizer=_build_optimizer(config.optimizer),
-        parametrization=instantiate(config.parametrization, "parametrization"),
+        parametrization=_build_parametrization(config.parametrization),
         memory=_build_memory(config.memory),
         augment=build_augment(config.data),
         accumulate=config.accumulate,
@@ -181,20 +182,27 @@ def _build_gradient(config):
 
 def _build_optimizer(spec):
     optimizer = instantiate(spec, "optimizer")
-    if isinstance(optimizer, list | tuple) and not isinstance(
-        optimizer, optax.GradientTransformation
-    ):
+    if isinstance(spec, list | tuple):
         optimizer = optax.chain(*optimizer)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(f"optimizer: {spec['fn']} gives no optax.GradientTransformation")
     return optimizer
 
 
+def _build_parametrization(spec):
+    built = instantiate(spec, "parametrization")
+    return (
+        stack(*built)
+        if isinstance(built, list | tuple) and isinstance(spec, list | tuple)
+        else built
+    )
+
+
 def _build_memory(spec):
     if spec is None:
         return None
     built = instantiate(spec, "memory")
-    if isinstance(built, list):
+    if isinstance(spec, list | tuple):
         names = [s.get("name") or s["fn"].partition(":")[2] for s in spec]
         return dict(zip(names, built, strict=True))
     return built
