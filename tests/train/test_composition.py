@@ -284,7 +284,7 @@ def test_networks_compute_in_the_dtype_asked(batch):
 
 
 def test_a_term_over_another_stream_joins_by_its_mean(batch):
-    batch = batch | {"extra/image": batch["image"][:4] * 2}
+    batch = batch | {"extra/image": batch["image"][:4] * 2, "mask": np.ones(ROWS, bool)}
 
     def consistency(apply, image):
         return jnp.square(apply(image)).sum(-1)

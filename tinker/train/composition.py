@@ -210,11 +210,12 @@ def compose(
     def evaluate_terms(state, key, batch, train):
         """Each term's weighted sum per example (or a scalar) and its weights, before the mean."""
         ctx, outputs, model_state = observe(state, batch, key, train)
+        streams = {k.split("/")[0] for k in batch if "/" in k} - batch.keys()
         sums, weights = {}, {}
         for term in terms:
             scoped = {**ctx, "key": fold_in(key, f"loss/{term.name}")}
             try:
-                sums[term.name], weights[term.name] = _evaluate(term, scoped, state.step)
+                sums[term.name], weights[term.name] = _evaluate(term, scoped, state.step, streams)
             except UserError as error:
                 raise UserError(f"loss {term.name!r}: {error}") from None
         return sums, weights, {"model_state": model_state, "outputs": outputs if memories else {}}
@@ -403,7 +404,7 @@ def _at(value, step):
     return value(step) if callable(value) else value
 
 
-def _evaluate(term, ctx, step):
+def _evaluate(term, ctx, step, streams):
     """Evaluates a term: (weighted sums [batch] or a scalar, weights)."""
     parameters = inspect.signature(term.fn).parameters
     hyper = {}
@@ -411,30 +412,38 @@ def _evaluate(term, ctx, step):
         default = parameters[name].default if name in parameters else None
         is_number = isinstance(default, int | float) and not isinstance(default, bool)
         hyper[name] = _at(value, step) if is_number else value
-    if isinstance(term.inputs, Mapping):
-        names, args = list(term.inputs.values()), []
-        hyper |= {k: lookup(ctx, n) for k, n in term.inputs.items()}
-    else:
-        names, args = term.inputs, [lookup(ctx, n) for n in term.inputs]
-    heads = [n.split("/")[0] for n in names if f"{n.split('/')[0]}/mask" in ctx]
-    mask = ctx[f"{heads[0]}/mask"] if heads else ctx.get("mask")
-    where, coupled = hyper.get("where"), getattr(_unwrapped(term.fn), "batch_coupled", False)
+    named = isinstance(term.inputs, Mapping)
+    names = list(term.inputs.values() if named else term.inputs)
+    read = [lookup(ctx, n) for n in names]
+    args = () if named else read
+    hyper |= dict(zip(term.inputs, read, strict=True)) if named else {}
+
+    # The padding of the main stream, unless the term reads another one alone.
+    mask, coupled = ctx.get("mask"), getattr(_unwrapped(term.fn), "batch_coupled", False)
+    heads = [n.split("/")[0] for n in names]
+    rows = [getattr(x, "shape", ())[:1] for x in read]
+    in_main = mask is not None and any(
+        r == mask.shape and h not in streams for r, h in zip(rows, heads, strict=True)
+    )
+    others = [h for h in heads if h in streams]
+    if others and not in_main:
+        mask = ctx.get(f"{others[0]}/mask")
+    where = hyper.get("where")
     if mask is not None and coupled:
         if "where" not in parameters:
             raise UserError(
-                "it couples the examples of a batch and takes no `where`, so it "
-                "cannot leave out the padding of a last batch; set data.drop_remainder=True"
+                "it couples the examples of a batch and takes no `where`, so it cannot leave out "
+                "the padding of a last batch; set data.drop_remainder=True"
             )
         hyper["where"] = mask if where is None else where & _expand(mask, where)
+
     value = term.fn(*args, **hyper)
     value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     if value.ndim == 0:
-        reads = [*args, *(hyper[k] for k in getattr(term.inputs, "keys", list)())]
-        per_row = any(getattr(a, "shape", ())[:1] == mask.shape for a in reads if mask is not None)
-        if per_row and not coupled:
+        if mask is not None and not coupled and mask.shape in rows:
             raise UserError(
-                "it returns one number for the batch, which would count the "
-                "padding of a last batch; set data.drop_remainder=True"
+                "it returns one number for the batch, which would count the padding of a last "
+                "batch; set data.drop_remainder=True"
             )
         return value, jnp.ones(())
     weight = jnp.ones(value.shape, value.dtype)
