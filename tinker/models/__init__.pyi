@@ -1,0 +1,10 @@
+from .byte_lm import ByteLM as ByteLM
+from .byte_lm import KVCache as KVCache
+from .byte_lm import empty_cache as empty_cache
+from .byte_lm import sample as sample
+from .convolutional import CNN as CNN
+from .convolutional import ResNet as ResNet
+from .perceptron import MLP as MLP
+from .stacking import stack_layers as stack_layers
+from .stacking import unstack_layers as unstack_layers
+from .vision_transformer import ViT as ViT

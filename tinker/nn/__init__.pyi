@@ -1,0 +1,10 @@
+from .axes import as_matrices as as_matrices
+from .axes import from_matrices as from_matrices
+from .axes import is_matrix as is_matrix
+from .axes import matrix_axes as matrix_axes
+from .positions import rope as rope
+from .positions import sincos2d as sincos2d
+from .transformer import Attention as Attention
+from .transformer import Block as Block
+from .transformer import FeedForward as FeedForward
+from .transformer import Transformer as Transformer
