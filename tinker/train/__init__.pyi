@@ -13,3 +13,12 @@ from .composition import lookup as lookup
 from .specs import instantiate as instantiate
 from .specs import override as override
 from .specs import resolve as resolve
+from .checkpoints import NotFinite as NotFinite
+from .checkpoints import checksum as checksum
+from .evaluation import evaluate as evaluate
+from .interrupts import Interrupted as Interrupted
+from .loop import fit as fit
+from .restoring import restore as restore
+from .restoring import trained_variables as trained_variables
+from .sharding import make_mesh as make_mesh
+from .sharding import tree_shardings as tree_shardings

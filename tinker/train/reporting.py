@@ -1,0 +1,244 @@
+"""Reporting: progress, metrics.jsonl, TensorBoard and the learning curves of a run."""
+
+import contextlib
+import json
+import logging
+import math
+import sys
+import time
+
+import numpy as np
+
+from tinker.train.workdir import write_whole
+
+# Fields of a metrics.jsonl row that two equal runs do not share.
+TIMING = ("seconds", "steps_per_second")
+CURVES_EVERY = 30.0  # seconds between two drawings of the curves, at least
+
+
+def say(message):
+    """Tells the user something in one line."""
+    logging.getLogger("tinker").warning(message)
+
+
+class Reporter:
+    """Writes what a run reports.
+
+    Args:
+      workdir: An ``epath.Path``, or None to write nothing.
+      steps: Steps of the whole run.
+      step: The step it starts from: rows of ``metrics.jsonl`` past it are dropped, they will be
+        written again.
+      progress: Whether to show progress: a bar on a terminal, else a line per log.
+      chosen: The metric to show beside the loss.
+    """
+
+    def __init__(self, workdir, steps, step=0, progress=True, chosen=None):
+        self.workdir, self.steps, self.chosen = workdir, steps, chosen
+        self.rows, self._drawn, self._latest = [], time.monotonic(), {}
+        self._file = self._board = None
+        if workdir is not None:
+            lines = read_rows(workdir, step)
+            self.rows = [json.loads(line) for line in lines]
+            write_whole(workdir / "metrics.jsonl", "".join(line + "\n" for line in lines))
+            self._open(step)
+        self._bar = _bar(steps, step) if progress else None
+        self._lines = progress and self._bar is None
+
+    def _open(self, step):
+        if "://" not in str(self.workdir):
+            self._file = open(self.workdir / "metrics.jsonl", "a")  # noqa: SIM115
+        try:
+            from tensorboardX import SummaryWriter
+
+            folder = str(self.workdir / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        except Exception as error:  # e.g. a bucket that its client cannot reach
+            say(f"no TensorBoard log is written: {error}")
+
+    def log(self, step, values, seconds, rate=None):
+        """Adds a row of training metrics (with a rate), or of an evaluation."""
+        row = {"step": step, **{k: _number(v) for k, v in values.items()}}
+        timing = {"seconds": round(seconds, 3)}
+        if rate is not None:
+            timing["steps_per_second"] = float(f"{rate:.4g}")
+        self.rows.append(row | timing)
+        if self._file:
+            self._file.write(json.dumps(row | timing) + "\n")
+            self._file.flush()
+        for name, value in row.items() if self._board else ():
+            if isinstance(value, float) and math.isfinite(value):
+                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self._latest |= {k: v for k, v in row.items() if isinstance(v, float)}
+        self._show(step, rate)
+
+    def _show(self, step, rate):
+        shown = [k for k in ("loss", self.chosen) if k in self._latest]
+        text = "  ".join(f"{k} {self._latest[k]:.4g}" for k in shown)
+        if self._bar is not None:
+            speed = {} if rate is None else {"speed": f"{rate:.4g} steps/s"}
+            self._bar.update(self._bar.task_ids[0], completed=step, metrics=text, **speed)
+        elif self._lines:
+            if rate:
+                left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / rate))
+                text += f"  {rate:.4g} steps/s  {left} left"
+            print(f"step {step}/{self.steps}  {text}", file=sys.stderr, flush=True)
+
+    def flush(self):
+        """Makes what was logged last: before a checkpoint that follows it."""
+        if self._board:
+            self._board.flush()
+        if self.workdir is not None and self._file is None:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_whole(self.workdir / "metrics.jsonl", text)
+
+    def draw(self, force=False):
+        """Draws ``curves.png``, at most every half minute unless forced."""
+        if self.workdir is None or not self.rows:
+            return
+        if force or time.monotonic() - self._drawn > CURVES_EVERY:
+            write_whole(self.workdir / "curves.png", curves(self.rows, self.workdir.name))
+            self._drawn = time.monotonic()
+
+    def close(self):
+        """Closes the files and takes the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board:
+            self._board.close()
+        if self._file:
+            self._file.close()
+
+
+def _number(value):
+    value = np.asarray(value)
+    return float(value) if value.ndim == 0 else value.tolist()
+
+
+def _bar(steps, step):
+    """A progress bar, or None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+    import rich.console
+    import rich.progress as p
+
+    columns = [
+        p.MofNCompleteColumn(),
+        p.BarColumn(bar_width=24),
+        p.TextColumn("{task.fields[metrics]}"),
+        p.TextColumn("{task.fields[speed]}"),
+        p.TimeRemainingColumn(),
+    ]
+    console = rich.console.Console(stderr=True)
+    bar = p.Progress(*columns, console=console, speed_estimate_period=120)
+    bar.add_task("", total=steps, completed=step, metrics="", speed="")
+    bar.start()
+    return bar
+
+
+def read_rows(workdir, last_step=math.inf):
+    """The lines of ``metrics.jsonl`` up to a step; one that a kill cut off is left out."""
+    path, lines = workdir / "metrics.jsonl", []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= last_step:
+                    lines.append(line)
+    return lines
+
+
+# Learning curves.
+
+
+def curves(rows, title=""):
+    """Draws learning curves.
+
+    Args:
+      rows: Rows of ``metrics.jsonl`` as dicts.
+      title: Of the figure.
+
+    Returns:
+      The bytes of a PNG.
+    """
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(rows)
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4.4 * across, 3.1 * down), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (name, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(down, across, number)
+        _panel(axes, name, lines)
+        if number > len(panels) - across:
+            axes.set_xlabel("step")
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
+
+
+def _panels(rows):
+    """``{panel: {line: (steps, values)}}``; splits of one metric share a panel."""
+    series = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and name not in TIMING and isinstance(value, float):
+                series.setdefault(name, ([], []))[0].append(row["step"])
+                series[name][1].append(value)
+    splits = {
+        n.partition("/")[0] for r in rows if "steps_per_second" not in r for n in r if "/" in n
+    }
+    panels = {}
+    for name, line in series.items():
+        head, _, metric = name.partition("/")
+        if head in splits:
+            panels.setdefault(metric, {})[head] = line
+        elif head == "loss" and metric:
+            panels.setdefault("loss", {})[metric] = line
+        else:
+            panels.setdefault(name, {})["train" if name == "loss" else name] = line
+    return panels
+
+
+COLOURS = ("#1f5fa8", "#d1602a", "#2b8a5a", "#8a4fa3", "#b8951f", "#5b6770", "#c23b5a", "#2aa3b8")
+
+
+def _panel(axes, name, lines):
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = []
+    for colour, (label, (steps, values)) in zip(COLOURS * len(lines), lines.items()):
+        steps, values = np.asarray(steps), np.asarray(values)
+        few = len(steps) <= 25
+        noisy = len(steps) >= 60
+        (line,) = axes.plot(
+            steps,
+            values,
+            color=colour,
+            linewidth=0.8 if noisy else 1.6,
+            alpha=0.35 if noisy else 1.0,
+            marker="o" if few else None,
+            markersize=3.5,
+        )
+        if noisy:  # the raw curve pale, a running median over it
+            width = max(len(values) // 40, 3) | 1
+            padded = np.pad(values, width // 2, mode="reflect")
+            smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), -1)
+            (line,) = axes.plot(steps, smooth, color=colour, linewidth=1.6)
+        line.set_label(f"{label}  {values[-1]:.4g}")
+        drawn.append(values[np.isfinite(values)])
+    values = np.concatenate(drawn)
+    if len(values) and values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+    axes.set_title(name, fontsize=10, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, length=3, color="#999999")
+    axes.legend(fontsize=8, frameon=False, loc="best", handlelength=1.2)
