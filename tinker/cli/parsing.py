@@ -1,0 +1,272 @@
+"""From words to a command: flags, their values, and the nearest match of a mistyped one."""
+
+import argparse
+import ast
+import difflib
+import functools
+import re
+
+from tinker import __version__
+from tinker.numerics.errors import UserError, nearest
+
+EXAMPLES = {
+    "": """
+  tinker train --config=train/vit_digits --workdir=runs/vit
+  tinker eval --workdir=runs/vit
+  tinker data show digits --figure=digits.png
+  tinker bench
+""",
+    "train": """
+  tinker train --config=train/vit_digits --workdir=runs/vit
+      the same command resumes a run that was stopped
+  tinker train --config=my_job.py:large --workdir=runs/mine
+      my_job.py defines get_config(arg), or a function large(config) over base()
+  tinker train --config=train/vit_digits --workdir=runs/focal \\
+      --config.loss.fn=tinker.losses:focal --config.loss.gamma=1.0 --config.steps=2000
+  tinker train --config=train/vit_digits --config.optimizer.learning_rate=3e-4 --print_config
+  tinker train --config=train/vit_digits --workdir=runs/traced --profile=10:15
+""",
+    "eval": """
+  tinker eval --workdir=runs/vit
+  tinker eval --workdir=runs/vit --split=validation,test
+  tinker eval --workdir=runs/vit --step=400
+""",
+    "data": """
+  tinker data
+  tinker data show digits
+  tinker data show glyphs --classes=62 --size=1000 --figure=glyphs.png
+  tinker data prepare tfds:mnist --data_dir=~/tensorflow_datasets
+""",
+    "data show": """
+  tinker data show digits
+  tinker data show glyphs --classes=62 --size=1000 --split=test --figure=glyphs.png
+""",
+    "data prepare": """
+  tinker data prepare tfds:mnist
+  tinker data prepare tfds:cifar10 --data_dir=gs://bucket/tensorflow_datasets
+""",
+    "bench": """
+  tinker bench
+  tinker bench loop
+  tinker bench loop --steps=500
+""",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are UserErrors, with the nearest match."""
+
+    def __init__(self, path="", **kwargs):
+        self.path = path
+        super().__init__(
+            prog=kwargs.pop("prog", "tinker"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"examples:{EXAMPLES[path].rstrip()}",
+            allow_abbrev=False,
+            **kwargs,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of any error")
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def _check_value(self, action, value):
+        if action.choices is None or value in action.choices:
+            return
+        asked = f"{action.option_strings[0]}={value}" if action.option_strings else None
+        asked = asked or f"command `{self.prog} {value}`"
+        choices = ", ".join(action.choices)
+        raise UserError(f"there is no {asked}{nearest(value, action.choices)}; it takes {choices}")
+
+    @property
+    def flags(self):
+        return list(self._option_string_actions)
+
+
+def parse(argv):
+    """Turns words into a command, without running it.
+
+    Args:
+      argv: The words after ``tinker``.
+
+    Returns:
+      A function without arguments that runs the command.
+
+    Raises:
+      UserError: A word that no command takes, a missing flag, a value of the wrong form.
+    """
+    parsers = make_parsers()
+    argv, overrides, missing = split_overrides(argv)
+    args, extra = parsers[""].parse_known_args(argv)
+    path = " ".join(filter(None, [args.command, getattr(args, "action", None)]))
+    parser = parsers[path]
+    options = {}
+    if path == "data show":
+        options, extra = source_options(extra, parser)
+    if path != "bench" and (extra or (path != "train" and (overrides or missing))):
+        first = [*extra, *(f"--config.{key}" for key in [*overrides, *missing])][0]
+        raise UserError(complaint(first, parser, args))
+    if missing:
+        raise UserError(f"--config.{missing[0]} needs a value: --config.{missing[0]}=VALUE")
+    if path == "":
+        return functools.partial(parser.print_help)
+    return bind(path, args, overrides, options, extra)
+
+
+def make_parsers():
+    """The parser of each command by its words; that of ``""`` holds the others."""
+    parsers = {
+        "": Parser(description="Machine-learning papers as pure JAX functions that compose.")
+    }
+    parsers[""].add_argument("--version", action="version", version=f"tinker {__version__}")
+    commands = parsers[""].add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(path, summary, to=commands):
+        name = path.split()[-1]
+        parsers[path] = to.add_parser(name, path=path, help=summary, description=summary)
+        return parsers[path].add_argument
+
+    flag = add("train", "Train what a config describes, or go on with it where it was stopped.")
+    flag("--config", metavar="NAME|FILE[:ARG]", help="a config of tinker.configs, or a file")
+    flag("--workdir", metavar="DIR", help="where checkpoints, metrics and curves go; may be gs://")
+    parsers["train"].add_argument_group(
+        "--config.KEY=VALUE",
+        "Sets a key of the config. KEY is dotted (optimizer.learning_rate), VALUE a Python\n"
+        "literal or else a string. Setting X.fn drops X's other keywords.",
+    )
+    flag(
+        "--print_config",
+        nargs="?",
+        const="python",
+        choices=("python", "flags"),
+        metavar="flags",
+        help="print the config with all that is set, as assignments or as flags, and stop",
+    )
+    flag("--profile", metavar="FROM:TO", help="write a profiler trace of these steps")
+
+    flag = add("eval", "Evaluate a checkpoint of a run on whole splits.")
+    flag("--workdir", metavar="DIR", help="the folder of the run")
+    flag(
+        "--split", default="test", metavar="NAME,…", help="such as validation,test; test by default"
+    )
+    flag("--step", type=int, metavar="N", help="which checkpoint; the last good one by default")
+
+    add("data", "List the sources of data, show one, or prepare one for reading.")
+    actions = parsers["data"].add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    flag = add("data show", "Show a source: its splits, shapes, classes and examples.", actions)
+    flag("source", nargs="?", metavar="SOURCE", help="as in `tinker data`, e.g. digits")
+    flag("--split", default="train", metavar="NAME", help="of which the examples are (train)")
+    flag("--figure", metavar="FILE.png", help="draw examples into a picture")
+    parsers["data show"].add_argument_group(
+        "--OPTION=VALUE", "Any other flag is an option of the source, as in config.data."
+    )
+    flag = add("data prepare", "Download and write a TFDS set, for reading later.", actions)
+    flag("source", nargs="?", metavar="tfds:NAME", help="a set of tensorflow-datasets")
+    flag("--data_dir", metavar="DIR", help="where to; ~/tensorflow_datasets by default")
+
+    flag = add("bench", "List the benchmarks, or run one; further flags are its own.")
+    flag("name", nargs="?", metavar="NAME", help="as in `tinker bench`")
+    return parsers
+
+
+def split_overrides(argv):
+    """Takes ``--config.KEY=VALUE`` and ``--config.KEY VALUE`` out of the words.
+
+    Returns:
+      The other words, ``{key: value}``, and the keys that came without a value.
+    """
+    rest, overrides, missing, words = [], {}, [], iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                missing.append(key)
+                rest += [] if value is None else [value]
+                continue
+        overrides[key] = literal(value)
+    return rest, overrides, missing
+
+
+def literal(text):
+    """The Python literal that a text spells, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def source_options(words, parser):
+    """Splits ``--OPTION=VALUE`` words off: ({option: value}, the others)."""
+    given = [re.fullmatch(r"--(\w+)=(.*)", word, re.DOTALL) for word in words]
+    for m in filter(None, given):  # a source's option is checked by the source, but not a slip
+        if difflib.get_close_matches(f"--{m[1]}", parser.flags, cutoff=0.85):
+            raise UserError(f"there is no flag --{m[1]}{nearest(f'--{m[1]}', parser.flags)}")
+    options = {m[1]: literal(m[2]) for m in given if m}
+    return options, [word for word, m in zip(words, given, strict=True) if not m]
+
+
+def complaint(word, parser, args):
+    """One line about a word that the command does not take."""
+    if not word.startswith("-"):
+        return f"`{parser.prog}` has no use for {word!r}; see {parser.prog} --help"
+    name = word.partition("=")[0]
+    flags = parser.flags
+    if parser.path == "train" and args.config:
+        flags += [f"--config.{key}" for key in config_keys(args.config)]
+    if parser.path == "data show":
+        return f"an option of a source is given as --OPTION=VALUE, not {word!r}"
+    if name in flags:
+        return f"{name} needs a value: {name}=VALUE"
+    return f"`{parser.prog}` has no flag {name}{nearest(name, flags)}; see {parser.prog} --help"
+
+
+def config_keys(spec):
+    """The dotted keys of a config, to suggest; none where it cannot be loaded."""
+    from tinker.cli import jobs
+
+    try:
+        return list(jobs.flattened(jobs.load_config(spec)))
+    except Exception:
+        return []
+
+
+def bind(path, args, overrides, options, extra):
+    """The function that runs a parsed command; imports its module, which stays light."""
+    if path == "train":
+        require(args, "config", "a name such as train/vit_digits, or a file")
+        if not args.print_config:
+            require(args, "workdir", "the folder of the run")
+        if args.profile is not None and not re.fullmatch(r"\d+:\d+", args.profile):
+            raise UserError(f"--profile={args.profile} is not of the form FROM:TO, as in 10:15")
+        from tinker.cli.jobs import train
+
+        return functools.partial(train, args, overrides)
+    if path == "eval":
+        require(args, "workdir", "the folder of a run")
+        from tinker.cli.jobs import evaluate
+
+        return functools.partial(evaluate, args)
+    if path == "bench":
+        from tinker.cli.benchmarks import bench
+
+        return functools.partial(bench, args.name, extra)
+    from tinker.cli import sources
+
+    if path == "data":
+        return sources.show_sources
+    if args.source is None:
+        raise UserError(f"`tinker {path}` needs a source; `tinker data` lists them")
+    if path == "data show":
+        return functools.partial(
+            sources.show, args.source, split=args.split, figure=args.figure, options=options
+        )
+    return functools.partial(sources.prepare, args.source, args.data_dir)
+
+
+def require(args, flag, what):
+    if getattr(args, flag) is None:
+        raise UserError(f"`tinker {args.command}` needs --{flag}={flag.upper()}, {what}")
