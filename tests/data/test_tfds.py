@@ -163,6 +163,7 @@ def test_crop_is_central():
             {"split": "tset"},
             r"no split 'tset' \(did you mean 'test'\?\); there are train, t",
         ),
+        ("mini", {"split": "validation+test"}, "has no split 'validation'; there are train, test"),
         ("with_validation", {"split": "extras"}, "did you mean 'extra'"),
         ("mini", {"keys": ["id"]}, "'id' is text, and batches take numbers alone"),
         ("mini", {"keys": ["boxes"]}, "'boxes' is nested or of varying length"),

@@ -44,15 +44,15 @@ def read(name, split, split_seed, *, data_dir=None, keys=None, image_size=None, 
     builder = _builder(name, data_dir)
     own = list(builder.info.splits)
     parts = [split] if split in own else split.split("+")
-    lent = "validation" not in own and "validation" in parts
+    lends = "validation" not in own and split in ("train", "validation", "train+validation")
     for part in parts:
-        if part not in own and not (part == "validation" and "train" in own):
+        if part not in own and not (lends and "train" in own):
             raise UserError(
                 f"tfds:{name} has no split {part!r}{nearest(part, own)}; there are {', '.join(own)}"
             )
-    records = builder.as_data_source("train" if lent else split)
+    records = builder.as_data_source("train" if lends else split)
     rows = np.arange(len(records))
-    if "validation" not in own and split in ("train", "validation"):
+    if lends and split != "train+validation":
         train, validation = hold_out(np.zeros(len(records)), [0.1], split_seed)
         rows = np.sort(train if split == "train" else validation)
     decode, info = _decoder(f"tfds:{name}", builder.info.features, keys, image_size)
