@@ -28,7 +28,7 @@ class Attention(nn.Module):
       attention_fn: Of the signature of ``jax.nn.dot_product_attention`` (the default, softmax in
         float32) or flax's: ``attention_fn(query, key, value, bias=None, mask=None)``.
       position_fn: ``position_fn(x, positions) -> x`` applied to queries and keys, such as
-        :func:`rope`.
+        :func:`rope`; for self-attention, where both have the same positions.
       quantize_fn: ``quantize_fn(x) -> x`` applied to what each projection reads. The two products
         inside ``attention_fn`` are its own.
     """
@@ -152,7 +152,7 @@ class Block(nn.Module):
       token_fn: ``token_fn(tokens, keys, info) -> (tokens, info)``, called between attention and
         feed-forward on y ``[batch, tokens, width]`` and the keys ``[batch, tokens, heads,
         head_dim]``. It may change the number of tokens. ``info`` is a dict that goes from block to
-        block: ``{"layer": i}`` in the first, with whatever a call returns in the next. Where
+        block: ``{"layer": i}`` and whatever the call before returned (arrays, under remat). Where
         ``info["size"]`` ``[batch, tokens]`` says how many tokens each stands for, the next
         scores are biased by its logarithm, as if all of them were still there.
     """
