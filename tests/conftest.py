@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter):
             if getattr(report, "when", None) and hasattr(report, "nodeid"):
                 folder = Path(report.nodeid.partition("::")[0]).parts[1:-1]
                 room = folder[0] if folder else "the house"
-                seconds[room] += report.duration
+                seconds[room] += getattr(report, "duration", 0.0)
                 counts[room] += report.when == "call"
     if len(seconds) > 1:
         terminalreporter.section("minutes per room")

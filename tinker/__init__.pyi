@@ -9,4 +9,6 @@ from . import models as models
 from . import nn as nn
 from . import numerics as numerics
 from . import optim as optim
+from . import papers as papers
+from . import study as study
 from . import train as train

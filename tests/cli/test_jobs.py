@@ -142,9 +142,10 @@ def test_a_mistake_in_a_config_is_one_line(flag, hint, job, tmp_path, capsys):
     assert not list(workdir.rglob("*.json*"))  # nothing that would get in the way of the next try
 
 
-def test_train_then_eval(job, tmp_path, capsys):
+def test_train_then_eval(job, tmp_path, monkeypatch, capsys):
     """The whole way: 20 steps of an MLP on digits, then its checkpoint on two splits."""
-    workdir = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    workdir = "runs/mlp"
     assert main(["train", f"--config={job}", f"--workdir={workdir}", "--config.seed=3"]) == 0
     trained = capsys.readouterr().out
     assert "test/accuracy" in trained

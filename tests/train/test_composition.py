@@ -202,6 +202,15 @@ def test_nets_feed_each_other_and_frozen_ones_stay(batch):
     assert set(outputs) == {"logits", "embeddings", "teacher/logits", "teacher/embeddings", "head"}
 
 
+def test_names_reach_into_what_a_network_returns():
+    ctx = {"teacher/maps": {"blocks_0": 1}, "memory": optim.Averaged({"w": 2}), "image/0": 3}
+    assert train.lookup(ctx, "teacher/maps/blocks_0") == 1
+    assert train.lookup(ctx, "memory/ema/w") == 2
+    assert train.lookup(ctx, "image/0") == 3
+    with pytest.raises(UserError, match="no 'teacher/maps/blocks_1'"):
+        train.lookup(ctx, "teacher/maps/blocks_1")
+
+
 def test_pretrained_weights_replace_the_drawn_ones(batch):
     prog = program(model=train.Net(Net(norm=True)))
     state, _ = steps(prog, batch, 3)

@@ -138,8 +138,8 @@ def test_override_reaches_into_none_lists_and_numbers():
     "changes, message",
     [
         ({"stepz": 3}, "no config.stepz.*did you mean 'steps'"),
-        ({"steps": 3.5}, "config.steps is 1000, a int; 3.5 is a float"),
-        ({"steps": "many"}, "config.steps is 1000, a int; 'many' is a str"),
+        ({"steps": 3.5}, "config.steps is 1000 \\(int\\); 3.5 is of type float"),
+        ({"steps": "many"}, "config.steps is 1000 \\(int\\); 'many' is of type str"),
         ({"mesh.dat": 2}, "no config.mesh.dat.*did you mean 'data'"),
         ({"loss.fn": "tinker.losses:focall"}, "did you mean 'focal'"),
         ({"steps.fn.x": 1}, "config.steps is 1000, it has no"),

@@ -1,3 +1,9 @@
+from .calibration import Reliability as Reliability
+from .calibration import brier_score as brier_score
+from .calibration import expected_calibration_error as expected_calibration_error
+from .calibration import reliability as reliability
+from .clustering import adjusted_rand_index as adjusted_rand_index
+from .clustering import normalized_mutual_information as normalized_mutual_information
 from .prediction import SplitSums as SplitSums
 from .prediction import accuracy as accuracy
 from .prediction import bits_per_byte as bits_per_byte
@@ -5,3 +11,8 @@ from .prediction import mean_squared_error as mean_squared_error
 from .prediction import nll as nll
 from .prediction import perplexity as perplexity
 from .prediction import r_squared as r_squared
+from .probes import LinearProbe as LinearProbe
+from .probes import knn_accuracy as knn_accuracy
+from .probes import linear_probe as linear_probe
+from .retrieval import mean_average_precision as mean_average_precision
+from .retrieval import recall_at_k as recall_at_k

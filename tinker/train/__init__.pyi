@@ -4,17 +4,14 @@ from .building import build_metrics as build_metrics
 from .building import data_spec as data_spec
 from .building import default_config as default_config
 from .building import load_streams as load_streams
+from .checkpoints import NotFinite as NotFinite
+from .checkpoints import checksum as checksum
 from .composition import Net as Net
 from .composition import Program as Program
 from .composition import State as State
 from .composition import Term as Term
 from .composition import compose as compose
 from .composition import lookup as lookup
-from .specs import instantiate as instantiate
-from .specs import override as override
-from .specs import resolve as resolve
-from .checkpoints import NotFinite as NotFinite
-from .checkpoints import checksum as checksum
 from .evaluation import evaluate as evaluate
 from .interrupts import Interrupted as Interrupted
 from .loop import fit as fit
@@ -22,3 +19,6 @@ from .restoring import restore as restore
 from .restoring import trained_variables as trained_variables
 from .sharding import make_mesh as make_mesh
 from .sharding import tree_shardings as tree_shardings
+from .specs import instantiate as instantiate
+from .specs import override as override
+from .specs import resolve as resolve

@@ -218,6 +218,7 @@ class Checkpoints:
 
     def where(self):
         """The last good checkpoint in words."""
+        self.wait()
         if self.last_step is None:
             return "there is no checkpoint"
         return f"the last good checkpoint is step {self.last_step} in {self.workdir / FOLDER}"
@@ -300,7 +301,8 @@ class Checkpoints:
                 if not self.read_only:
                     self._move_aside(step)
         if steps:
-            say(f"no checkpoint in {self.workdir} can be read")
+            anew = "" if self.read_only else "; starting anew"
+            say(f"no checkpoint in {self.workdir} can be read{anew}")
         return None
 
     def _move_aside(self, step):
@@ -327,7 +329,9 @@ class Checkpoints:
 
 
 def _short(error):
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    """The beginning of an error's text, in one line."""
+    text = " ".join(str(error).split()).partition(". See ")[0]
+    return text if 0 < len(text) <= 100 else text[:97] + "…" if text else type(error).__name__
 
 
 class NotFinite(UserError):

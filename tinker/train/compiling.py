@@ -106,7 +106,9 @@ def _metric_names(program, abstract, batch):
     _, metrics = jax.eval_shape(program.train_step, abstract, batch)
     for name, value in metrics.items():
         if value.shape:
-            raise UserError(f"training metric {name!r} has shape {value.shape}; it must be a number")
+            raise UserError(
+                f"training metric {name!r} has shape {value.shape}; it must be a number"
+            )
     return tuple(sorted(metrics, key=lambda name: (name != "loss", name)))
 
 

@@ -73,23 +73,23 @@ class Term(NamedTuple):
 
 def lookup(ctx, name):
     """Finds ``name`` in a context: a key of its own, or a path into one (``"memory/ema"``)."""
-    if name in ctx:
-        return ctx[name]
-    head, *rest = name.split("/")
-    if head in ctx:
-        value = ctx[head]
-        for part in rest:
-            if isinstance(value, Mapping) and part in value:
-                value = value[part]
-            elif not isinstance(value, Mapping) and hasattr(value, part):
-                value = getattr(value, part)
-            else:
-                break
-        else:
-            return value
+    parts = name.split("/")
+    for end in range(len(parts), 0, -1):  # the longest key that is there, then what lies in it
+        head = "/".join(parts[:end])
+        if head in ctx:
+            value, rest = ctx[head], parts[end:]
+            while rest and _has(value, rest[0]):
+                value = value[rest[0]] if isinstance(value, Mapping) else getattr(value, rest[0])
+                rest = rest[1:]
+            if not rest:
+                return value
     raise UserError(
         f"no {name!r} to read; there is: {', '.join(sorted(ctx))}{nearest(name, sorted(ctx))}"
     )
+
+
+def _has(value, part):
+    return part in value if isinstance(value, Mapping) else hasattr(value, part)
 
 
 def compose(

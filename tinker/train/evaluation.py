@@ -1,14 +1,11 @@
 """Evaluation: metrics of whole splits, the padding of the last batch left out exactly."""
 
-import inspect
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tinker import data
-from tinker.data.batching import length_of, steps_per_epoch
+from tinker.data.batching import length_of
 from tinker.numerics import UserError
 from tinker.train import feeding, sharding
 from tinker.train.composition import lookup

@@ -35,9 +35,9 @@ class Signals:
 
 
 def agreed(number, at_stop):
-    """Whether a signal came, to any process: they must stop at the same step."""
+    """The signal that came, to any process, or 0: all must stop at the same step."""
     if jax.process_count() == 1:
-        return number is not None
+        return number or 0
     from jax.experimental import multihost_utils
 
-    return at_stop and bool(multihost_utils.process_allgather(np.array(number or 0)).max())
+    return int(multihost_utils.process_allgather(np.array(number or 0)).max()) if at_stop else 0

@@ -8,7 +8,6 @@ import time
 
 import jax
 import numpy as np
-from etils import epath
 
 from tinker.numerics import UserError, nearest
 from tinker.train import evaluation, feeding
@@ -18,9 +17,12 @@ from tinker.train.compiling import compiled, use_compilation_cache
 from tinker.train.interrupts import Interrupted, Signals, agreed
 from tinker.train.reporting import Reporter, say
 from tinker.train.restoring import load_pretrained
-from tinker.train.workdir import claim_config, environment, plain, sole_user
+from tinker.train.workdir import claim_config, environment, folder, plain, sole_user
 
-IN_FLIGHT = 2  # dispatches given to the device ahead of the one whose metrics are read
+# The host runs ahead of the device by 2 to 16 dispatches, by about these seconds at most, and then
+# reads the metrics of all but 2. On a CPU, waking for every step would take time from the steps;
+# and what is under way has to end before a signal is answered.
+AHEAD_SECONDS = 0.25
 DISPATCH_SECONDS = 0.5  # about how long one dispatch of several steps may last
 
 
@@ -50,7 +52,7 @@ def fit(config, workdir=None, *, progress=True, key=None):
 def run(config, workdir=None, *, progress=True, key=None):
     """Like :func:`fit`; returns the rows of ``metrics.jsonl`` as dicts besides."""
     use_compilation_cache()
-    workdir = None if workdir is None else epath.Path(workdir).expanduser()
+    workdir = None if workdir is None else folder(workdir)
     streams = load_streams(config, "train")
     made = compiled(config, streams)
     _check_names(config, made.metrics, workdir)
@@ -88,12 +90,10 @@ class Loop:
         self.pending = collections.deque()  # (end step, count, metrics on the device)
         self.splits = {}
         self.capacity, self.patient = _steps_per_dispatch(config, feed)
-        self.seconds_per_step = math.inf
+        self.seconds_per_step, self.depth = math.inf, 2
         self.profile = _profile_steps(config.profile)
-        self.place = self._place() if saved else {}
-
-    def _place(self):
-        return feeding.place_in_data(self.feed.streams, 0)
+        self.told = False  # that the device waits
+        self.place = feeding.place_in_data(feed.streams, 0) if saved else {}
 
     # Where it starts.
 
@@ -114,7 +114,10 @@ class Loop:
         if found is None:
             return False
         meta, self.state = found
-        self.step, self.results, self.best = meta["step"], meta["results"], meta["best"]
+        self.step, self.best = meta["step"], meta["best"]
+        self.results = {
+            k: np.asarray(v) if isinstance(v, list) else v for k, v in meta["results"].items()
+        }
         self.window = [np.array(row, np.float32) for row in meta["window"]]
         for name, there in meta["data"].items():
             if there["fingerprint"] != self.place[name]["fingerprint"]:
@@ -141,7 +144,7 @@ class Loop:
         config, self.reporter = self.config, reporter
         self.began = self.clock = time.perf_counter()
         self.logged = self.step - len(self.window)
-        self.popped = None
+        self.drained = None
         with contextlib.ExitStack() as stack:
             while self.step < config.steps:
                 if self.profile and self.step == self.profile[0]:
@@ -149,15 +152,17 @@ class Loop:
                     stack.enter_context(jax.profiler.trace(str(self.workdir / "profile")))
                 stop = self.next_stop()
                 self.dispatch(stop)
-                self.drain(IN_FLIGHT)
+                if len(self.pending) > self.depth:
+                    self.drain(2)
                 if self.profile and self.step >= self.profile[1]:
                     self.drain()
                     stack.close()
                     self.profile = None
                 if self.step == stop:
                     self.due()
-                if agreed(signals.number, self.step == stop) and self.step < config.steps:
-                    self.interrupted(signals.number)
+                number = agreed(signals.number, self.step == stop)
+                if number and self.step < config.steps:
+                    self.interrupted(number)
             self.drain()
             if self.saved:
                 self.saved.wait()
@@ -192,22 +197,27 @@ class Loop:
 
     def drain(self, leave=0):
         """Reads the metrics of all dispatches but the last ``leave``, and logs them."""
+        steps, dispatches = 0, max(len(self.pending) - leave, 0)
         while len(self.pending) > leave:
             end, count, metrics = self.pending.popleft()
             rows = np.asarray(metrics).reshape(-1, len(self.made.names))[:count]
-            now = time.perf_counter()
-            if self.popped is None:  # the first has been compiled just now
-                self.clock = now
-                self.logged = end
-            else:
-                self.seconds_per_step = max((now - self.popped) / count, 1e-9)
-            self.popped = now
+            if self.drained is None:  # the first was compiled just now
+                self.drained = self.clock = time.perf_counter()
+                self.logged, steps = end, -count
+            steps += count
             self.window.extend(rows)
             if not np.isfinite(rows).all():
                 self.not_finite(rows, end - count)
             every = self.config.log_every
             if end == self.config.steps or (every and end % every == 0):
-                self.log(end, now)
+                self.log(end, time.perf_counter())
+        if steps > 0:
+            now = time.perf_counter()
+            self.seconds_per_step = max((now - self.drained) / steps, 1e-9)
+            per_dispatch = self.seconds_per_step * steps / dispatches
+            most = 16 if self.feed.resident else 4  # batches that are not held take room
+            self.depth = min(max(int(AHEAD_SECONDS / per_dispatch), 2), most)
+            self.drained = now
 
     def log(self, step, now):
         """Reports the means over the steps since the last log."""
@@ -216,26 +226,29 @@ class Loop:
         rate = (step - self.logged) / seconds if step > self.logged and seconds > 0 else 0.0
         self.reporter.log(step, dict(zip(self.made.names, means)), now - self.began, rate)
         self.window, self.clock, self.logged = [], now, step
-        if self.feed.idle_seconds > 0.2 * seconds > 0.1:
-            share = self.feed.idle_seconds / seconds
-            say(f"the device waits for data {share:.0%} of the time (step {step})")
+        share = self.feed.idle_seconds / max(seconds, 0.5)
+        if share > 0.2 and not self.told:
+            say(f"the device waits for data {min(share, 1):.0%} of the time (step {step})")
+            self.told = True
         self.feed.idle_seconds = 0.0
 
     def due(self):
         """Evaluates and saves, where the step asks for it."""
-        config, step = self.config, self.step
-        last, improved = step == config.steps, False
+        config, step, improved = self.config, self.step, False
+        last = step == config.steps
+        evaluates = last or (config.eval_every and step % config.eval_every == 0)
+        saves = last or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        if not evaluates and not saves:
+            return
+        self.drain()
         paused = time.perf_counter()
-        if last or (config.eval_every and step % config.eval_every == 0):
-            self.drain()
-            paused = time.perf_counter()
+        if evaluates:
             improved = self.evaluate()
-        if self.saved and (
-            last or improved or (config.checkpoint_every and step % config.checkpoint_every == 0)
-        ):
-            self.drain()
+        if self.saved and (saves or improved):
             self.save()
-        self.clock += time.perf_counter() - paused
+        pause = time.perf_counter() - paused
+        self.clock += pause
+        self.drained += pause
 
     def evaluate(self):
         """Evaluates; whether ``keep_best`` calls this state the best so far."""
@@ -340,11 +353,22 @@ def _check_names(config, metrics, workdir):
             f"config.keep_best={name!r} is not evaluated; there are {', '.join(names)}"
             f"{nearest(name, names)}"
         )
-    if config.profile and workdir is None:
+    if _profile_steps(config.profile) and workdir is None:
         raise UserError("config.profile needs a workdir to write the trace to")
 
 
-LOWER_IS_BETTER = ("loss", "nll", "error", "mse", "mae", "rmse", "perplexity", "bits", "brier", "ece")
+LOWER_IS_BETTER = (
+    "loss",
+    "nll",
+    "error",
+    "mse",
+    "mae",
+    "rmse",
+    "perplexity",
+    "bits",
+    "brier",
+    "ece",
+)
 
 
 def _best_of(keep_best):

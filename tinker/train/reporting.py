@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import logging
 import math
 import sys
 import time
 
+import jax
 import numpy as np
 
 from tinker.train.workdir import write_whole
@@ -17,8 +17,9 @@ CURVES_EVERY = 30.0  # seconds between two drawings of the curves, at least
 
 
 def say(message):
-    """Tells the user something in one line."""
-    logging.getLogger("tinker").warning(message)
+    """Tells the user something in one line, once for all processes."""
+    if jax.process_index() == 0:
+        print(f"tinker: {message}", file=sys.stderr, flush=True)
 
 
 class Reporter:
@@ -102,6 +103,7 @@ class Reporter:
 
     def close(self):
         """Closes the files and takes the bar down."""
+        self.flush()
         if self._bar is not None:
             self._bar.stop()
         if self._board:
@@ -155,7 +157,7 @@ def curves(rows, title=""):
 
     Args:
       rows: Rows of ``metrics.jsonl`` as dicts.
-      title: Of the figure.
+      title: Of the figure; metrics that were evaluated once are written beside it.
 
     Returns:
       The bytes of a PNG.
@@ -166,15 +168,21 @@ def curves(rows, title=""):
     from matplotlib.figure import Figure
 
     panels = _panels(rows)
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(4.4 * across, 3.1 * down), dpi=150, layout="constrained")
+    single = {n: p for n, p in panels.items() if all(len(v) == 1 for _, v in p.values())}
+    if len(single) < len(panels):
+        panels = {n: p for n, p in panels.items() if n not in single}
+        last = [f"{s} {n} {v[0]:.4g}" for n, p in single.items() for s, (_, v) in p.items()]
+        title = "     ".join([title, *last])
+    across = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
+    down = max(-(-len(panels) // across), 1)
+    figure = Figure(figsize=(4.6 * across, 3.1 * down), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (name, lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(down, across, number)
         _panel(axes, name, lines)
+        axes.set_xlim(0, rows[-1]["step"] * 1.02)
         if number > len(panels) - across:
-            axes.set_xlabel("step")
+            axes.set_xlabel("step", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     with io.BytesIO() as file:
@@ -183,26 +191,28 @@ def curves(rows, title=""):
 
 
 def _panels(rows):
-    """``{panel: {line: (steps, values)}}``; splits of one metric share a panel."""
-    series = {}
+    """``{panel: {line: (steps, values)}}``: the loss, the metrics by split, the rest."""
+    trained, evaluated = {}, {}
     for row in rows:
+        kind = trained if "steps_per_second" in row else evaluated
         for name, value in row.items():
             if name != "step" and name not in TIMING and isinstance(value, float):
-                series.setdefault(name, ([], []))[0].append(row["step"])
-                series[name][1].append(value)
-    splits = {
-        n.partition("/")[0] for r in rows if "steps_per_second" not in r for n in r if "/" in n
-    }
-    panels = {}
-    for name, line in series.items():
-        head, _, metric = name.partition("/")
-        if head in splits:
-            panels.setdefault(metric, {})[head] = line
-        elif head == "loss" and metric:
-            panels.setdefault("loss", {})[metric] = line
+                steps, values = kind.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    first, middle, last = {}, {}, {}
+    for name, line in trained.items():
+        head, _, term = name.partition("/")
+        if head == "loss":
+            first.setdefault("loss", {})[term or "train"] = line
         else:
-            panels.setdefault(name, {})["train" if name == "loss" else name] = line
-    return panels
+            last[name] = {"train": line}
+    for name, line in evaluated.items():
+        split, _, metric = name.partition("/")
+        middle.setdefault(metric, {})[split] = line
+    both = first.keys() & middle.keys()
+    first |= {name: first[name] | middle.pop(name) for name in both}
+    return first | middle | last
 
 
 COLOURS = ("#1f5fa8", "#d1602a", "#2b8a5a", "#8a4fa3", "#b8951f", "#5b6770", "#c23b5a", "#2aa3b8")
@@ -213,7 +223,9 @@ def _panel(axes, name, lines):
 
     drawn = []
     for colour, (label, (steps, values)) in zip(COLOURS * len(lines), lines.items()):
-        steps, values = np.asarray(steps), np.asarray(values)
+        stride = -(-len(steps) // 2000)
+        last = values[-1]
+        steps, values = np.asarray(steps)[::stride], np.asarray(values)[::stride]
         few = len(steps) <= 25
         noisy = len(steps) >= 60
         (line,) = axes.plot(
@@ -225,12 +237,13 @@ def _panel(axes, name, lines):
             marker="o" if few else None,
             markersize=3.5,
         )
-        if noisy:  # the raw curve pale, a running median over it
-            width = max(len(values) // 40, 3) | 1
-            padded = np.pad(values, width // 2, mode="reflect")
-            smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), -1)
+        if noisy:  # the raw curve pale, a running mean over it
+            width = max(len(values) // 20, 5) | 1
+            weights = np.hanning(width + 2)[1:-1]
+            smooth, total = (np.convolve(v, weights, "same") for v in (values, 1 + 0 * values))
+            smooth = smooth / total
             (line,) = axes.plot(steps, smooth, color=colour, linewidth=1.6)
-        line.set_label(f"{label}  {values[-1]:.4g}")
+        line.set_label(f"{label}  {last:.4g}")
         drawn.append(values[np.isfinite(values)])
     values = np.concatenate(drawn)
     if len(values) and values.min() > 0 and values.max() > 30 * values.min():

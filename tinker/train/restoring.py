@@ -2,14 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from tinker.numerics import UserError, nearest
 from tinker.train import sharding
 from tinker.train.building import build
 from tinker.train.checkpoints import Checkpoints
 from tinker.train.compiling import abstract_state
-from tinker.train.workdir import read_config
+from tinker.train.workdir import folder, read_config
 
 
 def restore(workdir, step=None, *, mesh=None):
@@ -31,7 +30,7 @@ def restore(workdir, step=None, *, mesh=None):
 
 
 def _restore(workdir, step=None, mesh=None):
-    workdir, built = epath.Path(workdir).expanduser(), {}
+    workdir, built = folder(workdir), {}
     config = read_config(workdir)
     missing = UserError(f"there is no checkpoint{'' if step is None else f' {step}'} in {workdir}")
     if not (workdir / "checkpoints").exists():

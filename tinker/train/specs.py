@@ -254,6 +254,6 @@ def as_type(value, present, where):
     else:
         good = isinstance(value, type(present))
     if not good:
-        kind = type(present).__name__
-        raise UserError(f"{where} is {present!r}, a {kind}; {value!r} is a {type(value).__name__}")
+        kinds = type(present).__name__, type(value).__name__
+        raise UserError(f"{where} is {present!r} ({kinds[0]}); {value!r} is of type {kinds[1]}")
     return value

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import platform
 
 import jax
@@ -27,6 +28,12 @@ def plain(config):
     return json.loads(json.dumps(data, default=other))
 
 
+def folder(path):
+    """A workdir as an absolute ``epath.Path``, which Orbax asks for; ``~`` is the user's home."""
+    path = epath.Path(path).expanduser()
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+
+
 MAY_DIFFER = ("mesh", "profile")
 
 
@@ -46,8 +53,10 @@ def _dotted(value, prefix=""):
         yield prefix, value
 
 
-def claim_config(workdir, config):
+def claim_config(workdir, config, defaults=None):
     """Writes the config into a fresh workdir, or holds it to the one that is there.
+
+    ``defaults`` are of keys that may be newer than the run, by default a training job's.
 
     Raises:
       UserError: The workdir belongs to another config, with the differences; or to no run at all.
@@ -55,7 +64,8 @@ def claim_config(workdir, config):
     path, here = workdir / "config.json", plain(config)
     if path.exists():
         # A key that is newer than the run had its default.
-        found = differences(plain(default_config()) | _read_config(path), here)
+        defaults = plain(default_config()) if defaults is None else defaults
+        found = differences(defaults | _read_config(path), here)
         if found:
             shown = "; ".join(f"{key} is {a!r} there, {b!r} here" for key, a, b in found[:10])
             more = f"; and {len(found) - 10} more" if len(found) > 10 else ""

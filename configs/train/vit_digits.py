@@ -1,0 +1,42 @@
+"""A small vision transformer on scikit-learn's 8x8 digits: the first job to run, in a minute."""
+
+from tinker.train import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data = {
+        "source": "digits",
+        "augment": [{"fn": "tinker.data:random_shift", "pixels": 1}],
+    }
+    config.model = {
+        "fn": "tinker.models:ViT",
+        "inputs": ("image",),
+        "patch": 2,
+        "width": 64,
+        "depth": 3,
+        "heads": 4,
+        "classes": 10,
+    }
+    config.loss = {
+        "fn": "tinker.losses:cross_entropy",
+        "inputs": ("logits", "label"),
+        "label_smoothing": 0.1,
+    }
+    config.steps = 1200
+    config.batch_size = 128
+    config.optimizer = {
+        "fn": "optax:adamw",
+        "weight_decay": 0.05,
+        "learning_rate": {
+            "fn": "optax:warmup_cosine_decay_schedule",
+            "init_value": 0.0,
+            "peak_value": 2e-3,
+            "warmup_steps": 100,
+            "decay_steps": config.steps,
+        },
+    }
+    config.eval_every = 300
+    config.eval_splits = ("validation", "test")
+    config.checkpoint_every = 300
+    return config

@@ -1,0 +1,236 @@
+"""Running a study: every arm, seed and grid point, each kept as it ends, then the verdicts.
+
+A study's config names an ``experiment``, ``run(config, key) -> {name: scalar or array}``, and what
+is done with it:
+
+- ``seeds``: how many; a seed gives every arm the same key, hence split, order and start.
+- ``arms``: ``{name: {dotted key: value}}``, changes to the config.
+- ``tune``: ``{dotted key: values}``, the same grid for every arm; ``tune_by`` is ``dict(metric=…,
+  minimize=…, seeds=…)`` on the validation split, with seeds that the claims do not use.
+- ``claims``: dicts, see :mod:`tinker.study.claims`; just one has ``primary=True``.
+"""
+
+import importlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from tinker.numerics import UserError, fold_in, nearest
+from tinker.study import claims as claim_functions
+from tinker.study import verdicts
+from tinker.train.specs import as_plain, override, resolve
+from tinker.train.workdir import claim_config, folder, plain, write_whole
+
+KEYS = ("experiment", "seeds", "arms", "tune", "tune_by", "claims", "figure")
+OWN = ("metric", "arm", "over", "fn", "primary", "at_least", "at_most", "within", "margin")
+OWN += ("deterministic", "text")
+
+
+def experiment_of(config):
+    """The function of ``config.experiment``: a name in tinker.experiments, or ``"module:fn"``."""
+    name = config.experiment
+    if ":" in name:
+        return resolve(name, "experiment")
+    try:
+        return importlib.import_module(f"tinker.experiments.{name}").run
+    except ModuleNotFoundError as error:
+        if error.name != f"tinker.experiments.{name}":
+            raise
+        raise UserError(f"config.experiment: there is no tinker.experiments.{name}") from None
+
+
+def check_study(config):
+    """Raises a UserError for a study that cannot be run or judged."""
+    for key in ("experiment", "seeds", "arms", "claims"):
+        if not config.get(key):
+            raise UserError(f"this config is no study: config.{key} is not set")
+    primary = [c for c in config.claims if c.get("primary")]
+    if len(primary) != 1:
+        raise UserError(f"exactly one claim must be primary, {len(primary)} are")
+    if config.seeds < 3 and not primary[0].get("deterministic"):
+        raise UserError(f"config.seeds={config.seeds}: a claim over seeds needs at least 3")
+    for claim in config.claims:
+        for arm in [claim.get("arm"), claim.get("over"), *(claim.get("arms") or ())]:
+            if arm is not None and arm not in config.arms:
+                arms = list(config.arms)
+                raise UserError(f"claim: there is no arm {arm!r}: {arms}{nearest(arm, arms)}")
+    if config.get("tune") and not config.get("tune_by"):
+        raise UserError("config.tune needs config.tune_by, dict(metric='validation/…', minimize=…)")
+
+
+def arm_config(config, changes):
+    """The config of one run: the study's, with an arm's changes, without the study's own keys."""
+    base = override(config, {k: v for k, v in changes.items()})
+    return type(base)({k: v for k, v in base.items() if k not in KEYS}, type_safe=False)
+
+
+def run_study(config, workdir, *, name, progress=None):
+    """Runs what is missing of a study, and judges it.
+
+    Args:
+      config: The study's config.
+      workdir: Where each run's values are kept; the same call goes on where it was killed.
+      name: Of which the keys are derived, the paper's id.
+      progress: ``progress(done, total, label)``, called before each run and at the end.
+
+    Returns:
+      A dict: ``values`` ``{arm: {metric: [seeds, …]}}``, ``tuned`` (grid, scores, chosen, edge),
+      ``claims`` (each with its verdict), ``verdict``, and ``seconds`` of computing.
+    """
+    import jax
+
+    check_study(config)
+    workdir = folder(workdir)
+    claim_config(workdir, config, defaults={})
+    experiment = experiment_of(config)
+    tune, arms = as_plain(config.get("tune") or {}), as_plain(config.arms)
+    tune_by = as_plain(config.get("tune_by") or {})
+    grid = [dict(zip(tune, point)) for point in itertools.product(*tune.values())]
+    tune_seeds = tune_by.get("seeds", 1) if tune else 0
+    searched = len(grid) * tune_seeds if len(grid) > 1 else 0
+    total = len(arms) * (searched + config.seeds)
+    progress = progress or (lambda done, total, label: None)
+    done = 0
+    root = jax.random.key(0)
+
+    def one(part, label, changes, key, validation=False):
+        """The values of a run, computed unless they were."""
+        nonlocal done
+        path = workdir / part / f"{label}.json"
+        progress(done, total, f"{part} {label}")
+        done += 1
+        if path.exists():
+            return json.loads(path.read_text())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = arm_config(config, changes)
+        if validation and "eval_splits" in run:
+            run.eval_splits = ("validation",)
+        start = time.perf_counter()
+        try:
+            found = experiment(run, key)
+        except UserError as error:
+            if type(error).__name__ != "NotFinite":
+                raise
+            found = {"diverged": 1.0}
+        values = {k: np.asarray(v, np.float64).tolist() for k, v in found.items()}
+        values["seconds"] = time.perf_counter() - start
+        write_whole(path, json.dumps(values))
+        return values
+
+    tuned = {"grid": tune, "scores": {}, "chosen": {}, "edge": {}}
+    for arm, changes in arms.items() if searched else ():
+        scores = []
+        for i, point in enumerate(grid):
+            keys = [fold_in(root, f"{name}/tune/{s}") for s in range(tune_seeds)]
+            found = [
+                one("tune", f"{arm}-{i}-{s}", {**changes, **point}, key, validation=True)
+                for s, key in enumerate(keys)
+            ]
+            scores.append(float(np.mean([_score(f, tune_by) for f in found])))
+        best = int(np.argmin(scores) if tune_by.get("minimize", True) else np.argmax(scores))
+        tuned["scores"][arm], tuned["chosen"][arm] = scores, grid[best]
+        tuned["edge"][arm] = [
+            k for k, v in tune.items() if len(v) > 1 and grid[best][k] in (v[0], v[-1])
+        ]
+    if len(grid) == 1 and tune:
+        tuned["chosen"] = {arm: grid[0] for arm in arms}
+
+    runs = {arm: [] for arm in arms}
+    for seed in range(config.seeds):  # seed by seed, so that what is done is paired
+        for arm, changes in arms.items():
+            key = fold_in(root, f"{name}/seed/{seed}")
+            changes = {**changes, **tuned["chosen"].get(arm, {})}
+            runs[arm].append(one("runs", f"{arm}-{seed}", changes, key))
+    progress(total, total, "judging")
+    values = {arm: _stacked(found) for arm, found in runs.items()}
+    judged = judge_claims(as_plain(config.claims), values)
+    return {
+        "values": values,
+        "tuned": tuned,
+        "claims": judged,
+        "verdict": next(c["verdict"] for c in judged if c.get("primary")),
+        "seconds": sum(sum(v["seconds"]) for v in values.values()),
+    }
+
+
+def _score(found, tune_by):
+    metric, worst = tune_by["metric"], math.inf if tune_by.get("minimize", True) else -math.inf
+    if "diverged" in found:
+        return worst
+    if metric not in found:
+        names = list(found)
+        raise UserError(
+            f"tune_by: no metric {metric!r}: {', '.join(names)}{nearest(metric, names)}"
+        )
+    return found[metric] if math.isfinite(found[metric]) else worst
+
+
+def _stacked(found):
+    """``{metric: [seeds, …]}``; a run that diverged has NaN where the others have a value."""
+    names = list(dict.fromkeys(k for values in found for k in values))
+    like = {n: next(v[n] for v in found if n in v) for n in names}
+    missing = {n: np.full(np.shape(x), np.nan).tolist() for n, x in like.items()}
+    missing["diverged"] = 0.0
+    return {n: [v.get(n, missing[n]) for v in found] for n in names}
+
+
+def judge_claims(claims, values):
+    """Judges claims from the values of all arms; the secondary ones are Holm-adjusted.
+
+    Args:
+      claims: Dicts, as in a study's config.
+      values: ``{arm: {metric: [seeds, …]}}``.
+
+    Returns:
+      The claims as dicts, with the fields of :class:`tinker.study.verdicts.Verdict` and ``values``.
+    """
+    numbers = [_per_seed(claim, values) for claim in claims]
+    terms = ("at_least", "at_most", "within", "margin", "deterministic")
+    found = [
+        verdicts.judge(x, **{t: claim[t] for t in terms if t in claim})
+        for claim, x in zip(claims, numbers, strict=True)
+    ]
+    others = [i for i, claim in enumerate(claims) if not claim.get("primary")]
+    for i, verdict in zip(others, verdicts.adjust([found[i] for i in others]), strict=True):
+        found[i] = verdict
+    return [
+        {**claim, **verdict._asdict(), "values": np.asarray(x, np.float64).tolist()}
+        for claim, verdict, x in zip(claims, found, numbers, strict=True)
+    ]
+
+
+def _per_seed(claim, values):
+    """One number per seed of a claim."""
+    fn = claim.get("fn")
+    if fn is None:
+        keywords = {k: claim[k] for k in ("metric", "arm", "over") if k in claim}
+        if "arm" not in keywords or "metric" not in keywords:
+            raise UserError(f"a claim needs metric and arm, or fn: {claim}")
+        fn = claim_functions.difference if "over" in keywords else claim_functions.value
+        return fn(values, **keywords)
+    if ":" in fn:
+        function = resolve(fn, "claims.fn")
+    else:
+        names = [n for n in vars(claim_functions) if not n.startswith("_")]
+        function = vars(claim_functions).get(fn) if fn in names else None
+        if function is None:
+            raise UserError(f"there is no claim function {fn!r}{nearest(fn, names)}")
+    free = {k: v for k, v in claim.items() if k not in OWN or k in ("metric", "arm", "over")}
+    found = function(values, **{k: _plain(v) for k, v in free.items()})
+    return np.asarray(found, np.float64)
+
+
+def _plain(value):
+    return as_plain(value) if isinstance(value, Mapping) else value
+
+
+def config_hash(config):
+    """A hash of a study's resolved config, hexadecimal."""
+    import hashlib
+
+    text = json.dumps(plain(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
