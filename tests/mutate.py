@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import ctypes
 import importlib
 import json
 import os
@@ -229,18 +230,13 @@ class Mutant(NamedTuple):
 
 
 def _quiet(node):
-    """Statements and calls that no mutant touches: they refuse a mistake, or draw a key."""
+    """What no mutant touches: docstrings, refusals, checks of types and shapes, drawn keys."""
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True  # a docstring
-    if isinstance(node, ast.If) and not node.orelse:
-        if all(isinstance(s, ast.Raise) for s in node.body):
-            return False  # its test is a check of arguments, but a check that a test can hold
-    name = called(node)
-    if name.startswith(QUIET_CALLS):
         return True
-    return name in RANDOM and "random" in ast.unparse(node.func)
+    name = called(node)
+    return name.startswith(QUIET_CALLS) or name in RANDOM and "random" in ast.unparse(node.func)
 
 
 def _sites(node, parents=()):
@@ -257,27 +253,27 @@ def _sites(node, parents=()):
                 yield from _sites(child, (*parents, node))
 
 
-def _statement_changes(function):
-    """(statement, field, new value) of changes of whole statements."""
+def _changes(function):
+    """(node, replacement, before, after) of all single changes of a function."""
+    for node, parents in _sites(function):
+        for new in replacements(node, parents):
+            yield node, new, ast.unparse(node), ast.unparse(new)
+    inner = {n.name for n in ast.walk(function) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     for node in ast.walk(function):
         if isinstance(node, ast.Return) and node.value is not None:
+            value = node.value
             kinds = ast.Tuple | ast.Constant | ast.Lambda | ast.Dict | ast.Compare | ast.BoolOp
-            own = called(node.value)[:1].isupper() or textual(node.value)
-            nested = isinstance(node.value, ast.Name) and node.value.id in _local_functions(function)
-            if not (isinstance(node.value, kinds) or own or nested):
-                yield node, "value", ast.UnaryOp(ast.USub(), node.value)
-        elif isinstance(node, ast.If | ast.While) and not _checks_type(node.test):
-            yield node, "test", ast.UnaryOp(ast.Not(), node.test)
+            structure = isinstance(value, kinds) or textual(value) or called(value)[:1].isupper()
+            if not structure and getattr(value, "id", "") not in inner:
+                old, new = ast.unparse(value), ast.UnaryOp(ast.USub(), value)
+                yield value, new, f"return {old}", f"return {ast.unparse(new)}"
+        elif isinstance(node, ast.If | ast.While):
+            if not any(called(n).startswith(QUIET_CALLS) for n in ast.walk(node.test)):
+                new = ast.UnaryOp(ast.Not(), node.test)
+                yield node.test, new, ast.unparse(node.test), ast.unparse(new)
         elif isinstance(node, ast.AugAssign) and type(node.op) in BINARY:
-            yield node, "op", BINARY[type(node.op)]()
-
-
-def _local_functions(function):
-    return {n.name for n in ast.walk(function) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-
-
-def _checks_type(test):
-    return any(called(n).startswith(QUIET_CALLS) for n in ast.walk(test))
+            new = ast.AugAssign(node.target, BINARY[type(node.op)](), node.value)
+            yield node, new, ast.unparse(node), ast.unparse(new)
 
 
 def _functions(tree):
@@ -316,43 +312,16 @@ def _changed(tree, node, replacement):
 def mutants_of(source, module="", file=""):
     """All mutants of a file's source, as ``{function: [Mutant, ...]}``."""
     tree, lines, found = ast.parse(source), source.splitlines(), {}
-
-    def pardoned(node):
-        first, last = node.lineno - 1, node.end_lineno
-        return PARDON in lines[first] or PARDON in lines[last - 1]
-
+    seen = {ast.unparse(tree)}
     for name, function in _functions(tree):
-        kept, seen = [], set()
-
-        def keep(node, before, after, text, name=name, kept=kept, seen=seen):
-            if text not in seen and text != plain:
+        for node, new, before, after in _changes(function):
+            if PARDON in lines[node.lineno - 1] or PARDON in lines[node.end_lineno - 1]:
+                continue
+            text = _changed(tree, node, new)
+            if text not in seen:
                 seen.add(text)
-                kept.append(Mutant(module, file, node.lineno, name, before, after, text))
-
-        plain = ast.unparse(tree)
-        for node, parents in _sites(function):
-            if pardoned(node):
-                continue
-            for new in replacements(node, parents):
-                keep(node, ast.unparse(node), ast.unparse(new), _changed(tree, node, new))
-        for node, field, new in _statement_changes(function):
-            if pardoned(node) and not isinstance(node, ast.If | ast.While) or _quiet(node):
-                continue
-            if isinstance(node, ast.If | ast.While) and pardoned(node.test):
-                continue
-            old = getattr(node, field)
-            shown = (node if field == "op" else old), (new if field != "op" else None)
-            setattr(node, field, new)
-            text = ast.unparse(ast.fix_missing_locations(tree))
-            before, after = ast.unparse(shown[0]), ast.unparse(shown[1] or node)
-            setattr(node, field, old)
-            if isinstance(node, ast.Return):
-                before, after = f"return {before}", f"return {after}"
-            if field == "op":
-                before = ast.unparse(node)
-            keep(node, before, after, text)
-        if kept:
-            found[name] = kept
+                mutant = Mutant(module, file, node.lineno, name, before, after, text)
+                found.setdefault(name, []).append(mutant)
     return found
 
 
@@ -413,7 +382,9 @@ def other_tests(mutant, own):
     named = {mutant.function.partition(".")[0]}
     bodies = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     while True:
-        reads = {f: {n.id for n in ast.walk(b) if isinstance(n, ast.Name)} for f, b in bodies.items()}
+        reads = {
+            f: {n.id for n in ast.walk(b) if isinstance(n, ast.Name)} for f, b in bodies.items()
+        }
         more = {f for f, names in reads.items() if names & named} - named
         if not more:
             break
@@ -430,7 +401,7 @@ def other_tests(mutant, own):
 
 # ---- running: a parent that has imported all but tinker forks a process for each mutant
 
-HOOK = '''
+HOOK = """
 import importlib.abc, importlib.machinery, importlib.util, json, os, sys
 
 class Mutated(importlib.machinery.SourceFileLoader):
@@ -451,7 +422,7 @@ class Finder(importlib.abc.MetaPathFinder):
 if "TINKER_MUTANT" in os.environ:
     with open(os.environ["TINKER_MUTANT"]) as file:
         sys.meta_path.insert(0, Finder(*json.load(file)))
-'''
+"""
 
 
 class Run(NamedTuple):
@@ -473,6 +444,8 @@ def start(tests, folder, timeout, mutant=None):
     code = 3
     try:
         os.setsid()
+        with contextlib.suppress(Exception):  # on Linux, it dies with its parent
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         with open(os.devnull) as null, open(folder / "output", "w") as output:
             os.dup2(null.fileno(), 0)
             os.dup2(output.fileno(), 1)
@@ -539,7 +512,9 @@ def import_ahead(paths):
                 importlib.import_module(name)
     from jax._src import xla_bridge
 
-    assert not xla_bridge.backends_are_initialized(), "an import started a backend: forks would hang"
+    assert not xla_bridge.backends_are_initialized(), (
+        "an import started a backend: forks would hang"
+    )
 
 
 class Bench:
@@ -611,6 +586,9 @@ def draw(files, number, seed):
     return drawn[:number]
 
 
+UNTESTED = ("untested", [], 0.0)
+
+
 def verdict(code):
     if code == 0:
         return "survived"
@@ -666,6 +644,9 @@ def main(argv=None):
         if args.function:
             found = [m for m in found if args.function in (m.function, m.function.split(".")[0])]
         drawn += found[: args.n]
+    if not drawn:
+        print("nothing to mutate")
+        return 0
     if args.list:
         for m in drawn:
             print(f"{m.file}:{m.line} {m.function}: {short(m.before)} → {short(m.after)}")
@@ -674,13 +655,17 @@ def main(argv=None):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
+    from rich.text import Text
 
+    # A signal ends main through its finally clauses, which leave no process and no folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.filterwarnings("ignore", ".*fork.*")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("MPLBACKEND", "Agg")
     tests = {m: own_tests(m) for m in drawn}
     import_ahead({ROOT / m.file for m in drawn} | {p for t in tests.values() for p in t})
-    console, results = Console(), {}
+    results = {}
+    console = Console(width=None if sys.stdout.isatty() else 200)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="tinker-mutants-", ignore_cleanup_errors=True)
@@ -701,33 +686,29 @@ def main(argv=None):
             progress.update(bar, advance=1, refresh=True)
 
         def done(mutant, files, code, seconds, output):
-            before = results.get(mutant, (None, [], 0.0))
+            before = results.get(mutant, UNTESTED)
             results[mutant] = verdict(code), [*before[1], *files], before[2] + seconds
             progress.update(bar, advance=1, refresh=True)
 
         progress.update(bar, description="mutants", completed=0, total=len(drawn), refresh=True)
         bench.run([(m, tests[m]) for m in drawn if tests[m]], done)
         # The survivors against the other tests that name them.
-        again = {m: other_tests(m, tests[m]) for m in drawn if results.get(m, ("survived",))[0] == "survived"}
-        again = {m: files for m, files in again.items() if files}
+        left = [m for m in drawn if results.get(m, UNTESTED)[0][0] != "k"]
+        again = {m: files for m in left if (files := other_tests(m, tests[m]))}
         progress.update(bar, description="other tests", completed=0, total=len(again), refresh=True)
         again = [(m, files) for m, files in again.items() if bench.baseline(files) is not None]
         bench.run(again, done)
 
     table = Table("", "where", "function", "before → after", "tests", "s", box=None, pad_edge=False)
-    order = sorted(drawn, key=lambda m: (results.get(m, ("untested",))[0][0] != "k", m.file, m.line))
-    for m in order:
-        outcome, files, seconds = results.get(m, ("untested", [], 0.0))
-        style = {"s": "bold red", "u": "bold red"}.get(outcome[0], "green")
+    unlucky = lambda m: results.get(m, UNTESTED)[0][0] != "k"  # noqa: E731
+    for m in sorted(drawn, key=lambda m: (unlucky(m), m.file, m.line)):
+        outcome, files, seconds = results.get(m, UNTESTED)
         names = " ".join(p.relative_to(ROOT / "tests").as_posix() for p in files)
         change = f"{short(m.before)} → {short(m.after)}"
-        where = f"{m.file}:{m.line}"
-        cells = (where, m.function, change, names, f"{seconds:.0f}")
-        from rich.text import Text
-
-        table.add_row(Text(outcome, style), *map(Text, cells))
+        cells = (f"{m.file}:{m.line}", m.function, change, names, f"{seconds:.0f}")
+        table.add_row(Text(outcome, "bold red" if unlucky(m) else "green"), *map(Text, cells))
     console.print(table)
-    left = [m for m in drawn if not results.get(m, ("untested",))[0].startswith("killed")]
+    left = [m for m in drawn if unlucky(m)]
     killed = len(drawn) - len(left)
     console.print(f"{killed} of {len(drawn)} mutants killed, {len(left)} left (seed {args.seed})")
     return 1 if left else 0
