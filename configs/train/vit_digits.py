@@ -7,13 +7,21 @@ def get_config():
     config = default_config()
     config.data = {
         "source": "digits",
-        "augment": [{"fn": "tinker.data:random_shift", "pixels": 1}],
+        "splits": {"train": "train+validation"},
+        "augment": [
+            {
+                "fn": "tinker.data:random_affine",
+                "rotation": 8.0,
+                "translation": 0.7,
+                "shear": 0.1,
+            }
+        ],
     }
     config.model = {
         "fn": "tinker.models:ViT",
         "inputs": ("image",),
-        "patch": 2,
-        "width": 64,
+        "patch": 4,
+        "width": 96,
         "depth": 3,
         "heads": 4,
         "classes": 10,
@@ -23,8 +31,8 @@ def get_config():
         "inputs": ("logits", "label"),
         "label_smoothing": 0.1,
     }
-    config.steps = 1200
-    config.batch_size = 128
+    config.steps = 3000
+    config.batch_size = 64
     config.optimizer = {
         "fn": "optax:adamw",
         "weight_decay": 0.05,
@@ -36,7 +44,8 @@ def get_config():
             "decay_steps": config.steps,
         },
     }
-    config.eval_every = 300
-    config.eval_splits = ("validation", "test")
-    config.checkpoint_every = 300
+    config.log_every = 100
+    config.steps_per_dispatch = 50  # no convolutions: faster so, even on a CPU
+    config.eval_every = 500
+    config.checkpoint_every = 500
     return config
