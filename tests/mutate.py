@@ -554,7 +554,7 @@ class Bench:
         return self.timeout or 30 + 5 * self.baseline(tests)
 
     def run(self, jobs, on_done):
-        """Runs (mutant, tests) pairs, and calls ``on_done(mutant, tests, code, seconds, output)``."""
+        """Runs (mutant, tests) pairs; ``on_done(mutant, tests, code, seconds)`` hears of each."""
         waiting, running = list(reversed(jobs)), {}
         try:
             while waiting or running:
@@ -565,9 +565,8 @@ class Bench:
                     done = poll(run)
                     if done is not None:
                         mutant, tests = running.pop(run)
-                        output = (run.folder / "output").read_text(errors="replace")
                         shutil.rmtree(run.folder, ignore_errors=True)
-                        on_done(mutant, tests, *done, output)
+                        on_done(mutant, tests, *done)
                 time.sleep(0.02)
         finally:
             for run in running:
@@ -687,7 +686,7 @@ def main(argv=None):
                 return 2
             progress.update(bar, advance=1, refresh=True)
 
-        def done(mutant, files, code, seconds, output):
+        def done(mutant, files, code, seconds):
             before = results.get(mutant, UNTESTED)
             results[mutant] = verdict(code), [*before[1], *files], before[2] + seconds
             progress.update(bar, advance=1, refresh=True)

@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 import tinker.train
-from tinker.cli import jobs, main
+from tinker.cli import main
 from tinker.cli.parsing import literal
 from tinker.numerics import UserError
-from tinker.train import default_config, override
+from tinker.train import default_config, locating, override
 
 
 def one_line(capsys):
@@ -25,17 +25,17 @@ def printed(capsys, *argv):
 
 
 def test_a_file_takes_its_argument(job):
-    assert jobs.load_config(str(job)).steps == 20
-    assert jobs.load_config(f"{job}:7").steps == 7
+    assert locating.load_config(str(job)).steps == 20
+    assert locating.load_config(f"{job}:7").steps == 7
 
 
-@pytest.mark.parametrize("name", jobs.config_names())
+@pytest.mark.parametrize("name", locating.config_names())
 def test_every_config_of_the_library_loads_by_name_and_by_file(name):
-    module = jobs.import_config(name)
+    module = locating.import_config(name)
     if hasattr(module, "get_config"):
-        assert jobs.load_config(name) == jobs.load_config(module.__file__)
-        assert jobs.load_config(f"configs/{name}.py") == jobs.load_config(name)
-        assert default_config().keys() <= jobs.load_config(name).keys()
+        assert locating.load_config(name) == locating.load_config(module.__file__)
+        assert locating.load_config(f"configs/{name}.py") == locating.load_config(name)
+        assert default_config().keys() <= locating.load_config(name).keys()
 
 
 THEME = """
@@ -65,12 +65,12 @@ def _helper(config):
 def test_a_theme_has_a_function_per_config(tmp_path):
     path = tmp_path / "theme.py"
     path.write_text(THEME)
-    assert jobs.load_config(f"{path}:one").steps == 6
-    assert jobs.load_config(f"{path}:two").batch_size == 9
+    assert locating.load_config(f"{path}:one").steps == 6
+    assert locating.load_config(f"{path}:two").batch_size == 9
     with pytest.raises(UserError, match="one, two, as .*theme.py:NAME"):
-        jobs.load_config(str(path))
+        locating.load_config(str(path))
     with pytest.raises(UserError, match="did you mean 'two'"):
-        jobs.load_config(f"{path}:twoo")
+        locating.load_config(f"{path}:twoo")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_config_is_told(source, spec, message, tmp_path, monke
 def test_a_mistyped_config_names_the_nearest(job, tmp_path, capsys):
     assert main(["train", f"--config={tmp_path}/jbo.py", "--print_config"]) == 2
     assert f"did you mean '{job}'?" in one_line(capsys)
-    for name in jobs.config_names()[:1]:
+    for name in locating.config_names()[:1]:
         assert main(["train", f"--config={name}x", "--print_config"]) == 2
         assert f"did you mean '{name}'?" in one_line(capsys)
 
@@ -110,7 +110,7 @@ def test_print_config_gives_lines_that_can_be_assigned(job, capsys):
                 node[part] = {}
             node = node[part]
         node[key.split(".")[-1]] = literal(value)
-    wanted = override(jobs.load_config(str(job)), {"loss.label_smoothing": 0.1})
+    wanted = override(locating.load_config(str(job)), {"loss.label_smoothing": 0.1})
     assert config.to_dict() == wanted.to_dict()
 
 

@@ -202,6 +202,16 @@ def test_nets_feed_each_other_and_frozen_ones_stay(batch):
     assert set(outputs) == {"logits", "embeddings", "teacher/logits", "teacher/embeddings", "head"}
 
 
+def test_a_net_that_reads_another_stream_is_left_out_of_prediction(batch):
+    nets = {"other": train.Net(Linear(), ("extra/image",))}
+    term = train.Term(lambda logits, other: jnp.square(logits).sum(-1) + other.sum(), ())
+    prog = program(nets=nets, loss=term._replace(inputs=("logits", "other")))
+    state, _ = steps(prog, batch | {"extra/image": batch["image"][:2]})
+    assert set(prog.predict(state, batch)) == {"logits"}
+    with pytest.raises(UserError, match="nets.other: no 'extra/image'"):
+        prog.init(jax.random.key(0), batch)
+
+
 def test_names_reach_into_what_a_network_returns():
     ctx = {"teacher/maps": {"blocks_0": 1}, "memory": optim.Averaged({"w": 2}), "image/0": 3}
     assert train.lookup(ctx, "teacher/maps/blocks_0") == 1

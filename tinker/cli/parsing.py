@@ -227,9 +227,10 @@ def complaint(word, parser, args):
 def config_keys(spec):
     """The dotted keys of a config, to suggest; none where it cannot be loaded."""
     from tinker.cli import jobs
+    from tinker.train import locating
 
     try:
-        return list(jobs.flattened(jobs.load_config(spec)))
+        return list(jobs.flattened(locating.load_config(spec)))
     except Exception:
         return []
 

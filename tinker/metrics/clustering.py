@@ -51,7 +51,8 @@ def adjusted_rand_index(labels, predictions):
 
     .. math:: \mathrm{ARI} = \frac{S - E}{\tfrac12 (A + B) - E}, \qquad E = A B / \tbinom{n}{2}
 
-    with S the pairs that are together in both partitions, A and B those in either.
+    with S the pairs that are together in both partitions, A and B those in either. It is computed
+    from the pairs together in both, the one, the other and neither, so that nothing cancels.
 
     Args:
       labels: ``[n]``, any integers.
@@ -62,13 +63,11 @@ def adjusted_rand_index(labels, predictions):
 
     Source: Comparing partitions, Journal of Classification 1985, Eq. 5.
     """
-    sizes = _three_sizes(labels, predictions)
-    n = len(labels)
-    others = max(n - 1, 1)
-    a, b, both = (jnp.mean((size - 1) / others) for size in sizes)  # shares of all pairs
-    not_a, not_b, _ = (jnp.mean((n - size) / others) for size in sizes)
-    room = (a * not_b + b * not_a) / 2
-    return jnp.where(room > 0, (both - a * b) / room, 1.0)
+    a, b, same = _three_sizes(labels, predictions)
+    counts = jnp.stack([same - 1, a - same, b - same, len(labels) - a - b + same])
+    both, one, other, neither = jnp.mean(counts / len(labels), -1)
+    room = (both + one) * (one + neither) + (both + other) * (other + neither)
+    return jnp.where(room > 0, 2 * (both * neither - one * other) / room, 1.0)
 
 
 adjusted_rand_index.whole_split = True

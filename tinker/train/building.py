@@ -91,11 +91,14 @@ def build(config, example=None):
         accumulate=config.accumulate,
         compute_dtype=None if config.compute_dtype == "float32" else config.compute_dtype,
     )
-    example = data_spec(config) if example is None else example
+    given = example is not None
+    example = example if given else data_spec(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(program.init, key, example)
     jax.eval_shape(program.train_step, state, example)
     ctx = jax.eval_shape(lambda s, b: _arrays(program.context(s, b)), state, example)
+    if config.metrics is None and given:
+        return program  # the data's own metrics fit the data; it may not even be here
     for name, metric in build_metrics(config).items():
         for key in metric.inputs:
             try:

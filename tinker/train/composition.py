@@ -163,13 +163,18 @@ def compose(
         key = fold_in(key, "materialize")
         return p_materialize(state.trainable, state.base, step=state.step, key=key, train=train)
 
-    def forward(state, params, batch, key, train, call):
-        """Runs every network in turn; ``call(name, net, args)`` returns (output, new state)."""
+    def forward(batch, call, skip=False):
+        """Runs every network in turn; ``call(name, net, args)`` returns (output, new state).
+
+        With ``skip`` a net is left out if the batch lacks what it reads: another stream, say.
+        """
         outputs, model_state = {}, {}
         for name, net in nets.items():
             try:
                 args = [lookup({**batch, **outputs}, k) for k in net.inputs]
             except UserError as error:
+                if skip and name != "model":
+                    continue
                 raise UserError(f"{'' if name == 'model' else 'nets.'}{name}: {error}") from None
             out, model_state[name] = call(name, net, args)
             if isinstance(out, Mapping):
@@ -204,7 +209,7 @@ def compose(
             mode, stored = train and not net.frozen, state.model_state[name]
             return _call(net, weights, stored, args, fold_in(key, name), mode, compute_dtype)
 
-        outputs, model_state = forward(state, params, batch, key, train, call)
+        outputs, model_state = forward(batch, call, skip=not train)
         return make_context(state, batch, outputs, params, key), outputs, model_state
 
     def evaluate_terms(state, key, batch, train):
@@ -288,7 +293,7 @@ def compose(
             return out, variables
 
         state = State(jnp.zeros((), jnp.int32), key, params, (), frozen, {}, (), (), ())
-        outputs, model_state = forward(state, params, batch, key, False, call)
+        outputs, model_state = forward(batch, call)
         for name, stored in model_state.items():
             if splits and stored and not nets[name].frozen:
                 raise UserError(
