@@ -51,7 +51,7 @@ def make_report(name, study, config, found):
             "title": row.get("title"),
             "claim": row.get("claim"),
             "study": study,
-            "note": _first_paragraph(config),
+            "note": config.get("note"),
             "verdict": found["verdict"],
             "claims": found["claims"],
             "values": found["values"],
@@ -70,10 +70,6 @@ def make_report(name, study, config, found):
 
 
 _JUDGED = ("verdict", "estimate", "low", "high", "p", "detectable", "n")
-
-
-def _first_paragraph(config):
-    return config.get("note")
 
 
 def _finite(value):
@@ -196,6 +192,53 @@ def load(name):
         for seed in range(len(next(iter(values.values()))))
     ]
     return pandas.DataFrame(rows)
+
+
+def overview(markdown=False, room=None):
+    """Every paper with its verdict.
+
+    Args:
+      markdown: Whether to give docs/papers.md instead.
+      room: Only this room's.
+
+    Returns:
+      A list of dicts (id, room, title, functions, verdict, detectable, n, checked, stale), or the
+      page as text.
+    """
+    from tinker.study.finding import load_study
+
+    lines = []
+    for name, row in papers.rows(room).items():
+        report = _published(name)
+        line = {**row, "verdict": None, "detectable": None, "n": None, "stale": False}
+        if report is not None:
+            primary = next(c for c in report["claims"] if c.get("primary"))
+            line |= {k: primary[k] for k in ("verdict", "detectable", "n")}
+            line["stale"] = staleness(name, load_study(name)[2]) != "fresh"
+        lines.append(line)
+    return _page(lines) if markdown else lines
+
+
+def _page(lines):
+    page = [
+        "# Papers",
+        "",
+        "Made by `tinker papers --markdown` from the published reports. A verdict is of the",
+        "study's primary claim *at this scale*; the detectable effect is the smallest that the study would",
+        "have found with probability 0.8, in the claim's units. ⟳: the code has changed since.",
+    ]
+    rooms = sorted({line["room"] for line in lines})
+    for name in rooms:
+        page += ["", f"## {name}", "", "| paper | functions | verdict | detectable | checked |"]
+        page.append("|---|---|---|---|---|")
+        for line in (x for x in lines if x["room"] == name):
+            functions = ", ".join(f"`{f.partition(':')[2]}`" for f in line["functions"])
+            verdict = f"{line['verdict'] or 'no report'}{' ⟳' if line['stale'] else ''}"
+            size = line["detectable"]
+            size = "" if size is None else f"{size:.2g} (n={line['n']})"
+            title = f"{line['title']} (`{line['id']}`)"
+            page.append(f"| {title} | {functions} | {verdict} | {size} | {line['checked']} |")
+    return "\n".join(page) + "\n"
 
 
 def staleness(name, config):

@@ -25,7 +25,7 @@ from tinker.study import verdicts
 from tinker.train.specs import as_plain, override, resolve
 from tinker.train.workdir import claim_config, folder, plain, write_whole
 
-KEYS = ("experiment", "seeds", "arms", "tune", "tune_by", "claims", "figure")
+KEYS = ("experiment", "seeds", "arms", "tune", "tune_by", "claims", "figure", "note")
 OWN = ("metric", "arm", "over", "fn", "primary", "at_least", "at_most", "within", "margin")
 OWN += ("deterministic", "text")
 
