@@ -224,8 +224,9 @@ def _page(lines):
         "# Papers",
         "",
         "Made by `tinker papers --markdown` from the published reports. A verdict is of the",
-        "study's primary claim *at this scale*; the detectable effect is the smallest that the study would",
-        "have found with probability 0.8, in the claim's units. ⟳: the code has changed since.",
+        "study's primary claim *at this scale*; the detectable effect is the smallest that the",
+        "study would have found with probability 0.8, in the claim's units. ⟳: the code has",
+        "changed since.",
     ]
     rooms = sorted({line["room"] for line in lines})
     for name in rooms:
