@@ -10,6 +10,7 @@ from scipy.stats import entropy
 
 from tinker import losses
 
+SCORE_LOSSES = [losses.cross_entropy, losses.focal, losses.poly1_cross_entropy]
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 4)).astype(np.float32) * 3
 LABELS = RNG.integers(0, 4, 6)
@@ -34,6 +35,41 @@ def test_focal_is_the_equation(gamma):
     np.testing.assert_allclose(losses.focal(LOGITS, LABELS, gamma=gamma), expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("epsilon", [-1.0, 0.0, 2.0])
+def test_poly1_is_the_series_with_its_first_coefficient_raised(epsilon):
+    p = np.exp(log_softmax(LOGITS.astype(np.float64), axis=1))[np.arange(6), LABELS]
+    expected = (1 + epsilon) * (1 - p)
+    expected += sum((1 - p) ** j / j for j in range(2, 20_000))
+    found = losses.poly1_cross_entropy(LOGITS, LABELS, epsilon=epsilon)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    # -dl/dp = 1 / p + epsilon, and dp/dz_y = p (1 - p)
+    grad = jax.grad(lambda z: losses.poly1_cross_entropy(z, LABELS, epsilon=epsilon).sum())(LOGITS)
+    slope = -(1 / p + epsilon) * p * (1 - p)
+    np.testing.assert_allclose(grad[np.arange(6), LABELS], slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_poly1_focal_is_the_equation(alpha):
+    z, y = LOGITS.astype(np.float64), np.eye(4)[LABELS]
+    p = 1 / (1 + np.exp(-z))
+    p_t = np.where(y == 1, p, 1 - p)
+    weight = 1.0 if alpha is None else np.where(y == 1, alpha, 1 - alpha)
+    expected = -weight * (1 - p_t) ** 1.5 * np.log(p_t) - 0.7 * (1 - p_t) ** 2.5
+    options = {"epsilon": -0.7, "gamma": 1.5, "alpha": alpha}
+    found = losses.poly1_focal(LOGITS, y, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    where = np.arange(6)[:, None] % 2 == np.zeros((1, 4))
+    np.testing.assert_allclose(
+        losses.poly1_focal(LOGITS, y, where=where, **options), np.where(where, found, 0)
+    )
+    hard = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
+    value, grad = jax.value_and_grad(lambda z: losses.poly1_focal(z, np.eye(2)).sum())(hard)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    half = losses.poly1_focal(jnp.asarray(LOGITS, jnp.bfloat16), y, **options)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, found, atol=0.1)
+
+
 def test_squared_error_is_optaxs_l2():
     x, y = RNG.normal(size=5).astype(np.float32), RNG.normal(size=5).astype(np.float32)
     np.testing.assert_allclose(losses.squared_error(x, y), optax.l2_loss(x, y), rtol=1e-6)
@@ -42,7 +78,7 @@ def test_squared_error_is_optaxs_l2():
         losses.squared_error(x[:4], y)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal])
+@pytest.mark.parametrize("loss", SCORE_LOSSES)
 def test_corners_are_finite_and_where_drops_rows(loss):
     hard = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]], np.float32)
     labels = np.array([0, 0, 1])
@@ -50,7 +86,7 @@ def test_corners_are_finite_and_where_drops_rows(loss):
         lambda z: (loss(z, labels), jax.grad(lambda z: loss(z, labels).sum())(z))
     )(hard)
     assert np.isfinite(value).all() and np.isfinite(grads).all()
-    np.testing.assert_allclose(value[:2], [0.0, 2e4], atol=1e-3)
+    np.testing.assert_allclose(value[:2], [0.0, 2e4], rtol=1e-3, atol=1e-3)
     where = np.array([True, False, True])
     kept = loss(hard, labels, where=where)
     np.testing.assert_allclose(kept, np.where(where, value, 0))
@@ -63,7 +99,7 @@ def test_corners_are_finite_and_where_drops_rows(loss):
         loss(LOGITS, LABELS[:5])
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.focal])
+@pytest.mark.parametrize("loss", SCORE_LOSSES)
 def test_gradient_is_a_central_difference(loss):
     direction = RNG.normal(size=LOGITS.shape)
     with jax.enable_x64(True):

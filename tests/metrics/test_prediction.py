@@ -17,6 +17,8 @@ def test_accuracy_and_likelihood():
     p = softmax(LOGITS.astype(float), axis=1)
     expected = sklearn.metrics.log_loss(LABELS, p, labels=range(5))
     np.testing.assert_allclose(metrics.nll(LOGITS, LABELS).mean(), expected, rtol=1e-5)
+    given = metrics.target_probability(LOGITS, LABELS)
+    np.testing.assert_allclose(given, p[np.arange(40), LABELS], rtol=1e-5)
     bits = metrics.bits_per_byte(LOGITS, LABELS).mean()
     np.testing.assert_allclose(bits, expected / np.log(2), rtol=1e-5)
 

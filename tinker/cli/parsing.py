@@ -45,6 +45,24 @@ EXAMPLES = {
   tinker data prepare tfds:mnist
   tinker data prepare tfds:cifar10 --data_dir=gs://bucket/tensorflow_datasets
 """,
+    "study": """
+  tinker study polyloss
+      the same command goes on with a study that was stopped
+  tinker study polyloss --publish
+  tinker study losses/classification:polyloss,data=fashion_mnist --workdir=runs/polyloss-fashion
+  tinker study polyloss --config.seeds=3 --workdir=runs/quick
+  tinker study --all --room=losses
+  tinker study --stale --publish
+""",
+    "papers": """
+  tinker papers
+  tinker papers --room=losses
+  tinker papers show polyloss
+  tinker papers --markdown > docs/papers.md
+""",
+    "papers show": """
+  tinker papers show polyloss
+""",
     "bench": """
   tinker bench
   tinker bench loop
@@ -103,7 +121,7 @@ def parse(argv):
     options = {}
     if path == "data show":
         options, extra = source_options(extra, parser)
-    if path != "bench" and (extra or (path != "train" and (overrides or missing))):
+    if path != "bench" and (extra or (path not in ("train", "study") and (overrides or missing))):
         first = [*extra, *(f"--config.{key}" for key in [*overrides, *missing])][0]
         raise UserError(complaint(first, parser, args))
     if missing:
@@ -163,6 +181,21 @@ def make_parsers():
     flag = add("data prepare", "Download and write a TFDS set, for reading later.", actions)
     flag("source", nargs="?", metavar="tfds:NAME", help="a set of tensorflow-datasets")
     flag("--data_dir", metavar="DIR", help="where to; ~/tensorflow_datasets by default")
+
+    flag = add("study", "Measure whether a paper's claim holds at this scale.")
+    flag("id", nargs="?", metavar="ID", help="a paper, or ROOM/THEME:function")
+    flag("--workdir", metavar="DIR", help="where runs, report and figure go; runs/ID by default")
+    flag("--publish", action="store_true", help="write the report into experiments/results")
+    flag("--all", action="store_true", help="every paper's study")
+    flag("--stale", action="store_true", help="those whose code or config changed since")
+    flag("--room", metavar="ROOM", help="with --all or --stale: only this room's")
+
+    flag = add("papers", "List the papers that work here, with their verdicts.")
+    parsers["papers"].add_argument("--room", metavar="ROOM", help="only this room's")
+    flag("--markdown", action="store_true", help="print docs/papers.md")
+    actions = parsers["papers"].add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    flag = add("papers show", "Show a paper's row and its report.", actions)
+    flag("id", metavar="ID", help="as in `tinker papers`")
 
     flag = add("bench", "List the benchmarks, or run one; further flags are its own.")
     flag("name", nargs="?", metavar="NAME", help="as in `tinker bench`")
@@ -251,6 +284,18 @@ def bind(path, args, overrides, options, extra):
         from tinker.cli.jobs import evaluate
 
         return functools.partial(evaluate, args)
+    if path in ("study", "papers", "papers show"):
+        from tinker.cli import studies
+
+        if path == "papers":
+            return functools.partial(studies.list_papers, args)
+        if path == "papers show":
+            return functools.partial(studies.show_paper, args.id)
+        if bool(args.id) == (args.all or args.stale):
+            raise UserError("`tinker study` needs an ID, or else --all or --stale")
+        if args.workdir and not args.id:
+            raise UserError("--workdir is for one study; --all and --stale use runs/ID")
+        return functools.partial(studies.study, args, overrides)
     if path == "bench":
         from tinker.cli.benchmarks import bench
 

@@ -11,6 +11,7 @@ from .prediction import mean_squared_error as mean_squared_error
 from .prediction import nll as nll
 from .prediction import perplexity as perplexity
 from .prediction import r_squared as r_squared
+from .prediction import target_probability as target_probability
 from .probes import LinearProbe as LinearProbe
 from .probes import knn_accuracy as knn_accuracy
 from .probes import linear_probe as linear_probe

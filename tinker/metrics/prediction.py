@@ -46,6 +46,19 @@ def nll(logits, labels):
     return -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
 
 
+def target_probability(logits, labels):
+    r"""Probability given to the label, :math:`\mathrm{softmax}(z)_y`.
+
+    Args:
+      logits: Scores z, ``[..., classes]``.
+      labels: Class indices, ``[...]``.
+
+    Returns:
+      Probability per example, ``[...]``, float32.
+    """
+    return jnp.exp(-nll(logits, labels))
+
+
 def bits_per_byte(logits, labels):
     r"""Negative log-likelihood in bits, :math:`-\log_2 \mathrm{softmax}(z)_y`.
 

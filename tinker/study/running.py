@@ -22,7 +22,7 @@ import numpy as np
 from tinker.numerics import UserError, fold_in, nearest
 from tinker.study import claims as claim_functions
 from tinker.study import verdicts
-from tinker.train.specs import as_plain, override, resolve
+from tinker.train.specs import Config, as_plain, override, resolve
 from tinker.train.workdir import claim_config, folder, plain, write_whole
 
 KEYS = ("experiment", "seeds", "arms", "tune", "tune_by", "claims", "figure", "note")
@@ -65,7 +65,7 @@ def check_study(config):
 def arm_config(config, changes):
     """The config of one run: the study's, with an arm's changes, without the study's own keys."""
     base = override(config, {k: v for k, v in changes.items()})
-    return type(base)({k: v for k, v in base.items() if k not in KEYS}, type_safe=False)
+    return Config({k: v for k, v in base.items() if k not in KEYS})
 
 
 def run_study(config, workdir, *, name, progress=None):

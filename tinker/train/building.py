@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import ml_collections
 import optax
 
 from tinker import data
@@ -13,6 +12,7 @@ from tinker.compress.parametrization import stack
 from tinker.numerics import UserError, fold_in, nearest
 from tinker.train.composition import Net, Term, compose, lookup
 from tinker.train.specs import (
+    Config,
     as_type,
     called,
     check_call,
@@ -25,7 +25,7 @@ from tinker.train.specs import (
 
 def default_config():
     """The keys of a training job and their defaults; a job's config starts from these."""
-    return ml_collections.ConfigDict(
+    return Config(
         {
             # What is trained. `model`, `loss`, `optimizer` and `data.source` are the job's to set.
             "seed": 0,
@@ -58,7 +58,6 @@ def default_config():
             "keep_best": None,
             "profile": None,
         },
-        type_safe=False,  # `override` checks types, and says so in one line
     )
 
 

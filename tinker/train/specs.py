@@ -17,6 +17,21 @@ from tinker.numerics import UserError, nearest
 RESERVED = ("fn", "inputs", "scale", "name", "partial")
 
 
+class Config(ml_collections.ConfigDict):
+    """A ConfigDict whose keys may hold dots, and whose types :func:`override` checks.
+
+    An arm of a study is a dict of changes by dotted key, which a plain ConfigDict refuses.
+    """
+
+    def __init__(self, initial=(), type_safe=False):
+        super().__init__(type_safe=False, allow_dotted_keys=True)
+        for key, value in dict(initial).items():
+            self[key] = value
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, Config(value) if isinstance(value, dict) else value)
+
+
 def is_mapping(value):
     return isinstance(value, Mapping | ml_collections.ConfigDict)
 
@@ -159,7 +174,7 @@ def override(config, changes):
     order = sorted(changes, key=lambda k: (not k.endswith(".fn"), k.count(".")))
     for key in order:
         _set(plain, key, changes[key])
-    return ml_collections.ConfigDict(plain, type_safe=False)
+    return Config(plain)
 
 
 def as_plain(value):

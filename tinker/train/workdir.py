@@ -7,13 +7,13 @@ import os
 import platform
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
 from tinker.numerics import UserError
 from tinker.train import sharding
 from tinker.train.building import default_config
+from tinker.train.specs import Config
 
 
 def plain(config):
@@ -93,7 +93,7 @@ def read_config(workdir):
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"there is no run in {workdir}: it has no config.json")
-    return ml_collections.ConfigDict(_read_config(path), type_safe=False)
+    return Config(_read_config(path))
 
 
 def write_whole(path, content):
