@@ -269,7 +269,7 @@ def _changes(function):
             if not structure and getattr(value, "id", "") not in inner:
                 old, new = ast.unparse(value), ast.UnaryOp(ast.USub(), value)
                 yield value, new, f"return {old}", f"return {ast.unparse(new)}"
-        elif isinstance(node, ast.If | ast.While):
+        elif isinstance(node, ast.If | ast.While) and not isinstance(node.test, ast.Compare):
             if not any(called(n).startswith(QUIET_CALLS) for n in ast.walk(node.test)):
                 new = ast.UnaryOp(ast.Not(), node.test)
                 yield node.test, new, ast.unparse(node.test), ast.unparse(new)
