@@ -58,7 +58,7 @@ EXAMPLES = {
   tinker papers
   tinker papers --room=losses
   tinker papers show polyloss
-  tinker papers --markdown > docs/papers.md
+  tinker papers --markdown
 """,
     "papers show": """
   tinker papers show polyloss
