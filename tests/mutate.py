@@ -269,8 +269,11 @@ def _changes(function):
             if not structure and getattr(value, "id", "") not in inner:
                 old, new = ast.unparse(value), ast.UnaryOp(ast.USub(), value)
                 yield value, new, f"return {old}", f"return {ast.unparse(new)}"
-        elif isinstance(node, ast.If | ast.While) and not isinstance(node.test, ast.Compare):
-            if not any(called(n).startswith(QUIET_CALLS) for n in ast.walk(node.test)):
+        elif isinstance(node, ast.If | ast.While):
+            negated = isinstance(node.test, ast.Compare | ast.UnaryOp) and any(
+                replacements(node.test, (node,))
+            )
+            if not negated and not any(_quiet(n) for n in ast.walk(node.test)):
                 new = ast.UnaryOp(ast.Not(), node.test)
                 yield node.test, new, ast.unparse(node.test), ast.unparse(new)
         elif isinstance(node, ast.AugAssign) and type(node.op) in BINARY:

@@ -87,7 +87,7 @@ def test_linear_probe_is_jittable_and_finite_at_the_corners():
     probe = jax.jit(functools.partial(metrics.linear_probe, classes=10))
     inside = probe(*SPLITS)
     assert inside.solution["kernel"].shape == (64, 10) and inside.converged
-    half = probe(jnp.asarray(SPLITS[0], jnp.bfloat16), *SPLITS[1:])
+    half = metrics.linear_probe(jnp.asarray(SPLITS[0], jnp.bfloat16), *SPLITS[1:])
     assert half.solution["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(half.accuracy, inside.accuracy, atol=0.02)
     one = metrics.linear_probe(
