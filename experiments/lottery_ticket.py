@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from tinker import compress
 from tinker.experiments.train import seeded
-from tinker.numerics import UserError, fold_in, nearest
+from tinker.numerics import check_choice, fold_in
 from tinker.train import build, load_streams
 from tinker.train.workdir import plain
 
@@ -38,9 +38,7 @@ def run(config, key):
       ``early_stop_curve`` and ``kept_curve``.
     """
     pruning = config.pruning
-    if pruning.network not in NETWORKS:
-        hint = nearest(pruning.network, NETWORKS)
-        raise UserError(f"pruning.network={pruning.network!r}: {', '.join(NETWORKS)}{hint}")
+    check_choice("pruning.network", pruning.network, NETWORKS)
     training = type(config)({k: v for k, v in config.items() if k != "pruning"})
     every = pruning.measure_every
     arrays, tickets = _rounds(training, pruning, key)

@@ -19,3 +19,11 @@ def test_nearest_names_one_close_option_or_none():
 def test_user_errors_are_value_errors():
     with pytest.raises(ValueError, match="told"):
         raise numerics.UserError("told")
+
+
+def test_a_choice_is_one_of_the_options_or_named_with_the_nearest():
+    numerics.check_choice("pool", "gap", ("gap", "cls"))
+    numerics.check_choice("remat", None, (None, "full"))
+    with pytest.raises(numerics.UserError) as error:
+        numerics.check_choice("pool", "gab", ("gap", "cls"))
+    assert str(error.value) == "pool='gab': it takes gap, cls (did you mean 'gap'?)"

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics import UserError, nearest, straight_through
+from tinker.numerics import check_choice, straight_through
 
 # Explicit Runge-Kutta methods whose every stage starts from the slope of the one before it: where
 # the stages lie in a step, and how their slopes are weighted.
@@ -125,9 +125,7 @@ def rectified_flow_loss(velocity, x0, x1, t, *, interpolation=linear_interpolati
 
 def _integrate(slope, state, start, stop, steps, method):
     """The last state and those after each step; ``slope(state, t)`` has the state's structure."""
-    if method not in METHODS:
-        known = ", ".join(METHODS)
-        raise UserError(f"method={method!r} is none of {known}{nearest(method, METHODS)}")
+    check_choice("method", method, METHODS)
     size = (stop - start) / steps
 
     def step(state, i):

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics import UserError, l2_normalize, nearest
+from tinker.numerics import check_choice, l2_normalize
 
 VARIANTS = ("out", "in")
 
@@ -42,10 +42,7 @@ def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):
     Source: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362, Eq. 2 (out) and Eq. 3
       (in).
     """
-    if variant not in VARIANTS:
-        raise UserError(
-            f"variant={variant!r}: it takes {', '.join(VARIANTS)}{nearest(variant, VARIANTS)}"
-        )
+    check_choice("variant", variant, VARIANTS)
     chex.assert_rank(z, {2, 3})
     z = z[:, None] if z.ndim == 2 else z
     batch, views, dim = z.shape

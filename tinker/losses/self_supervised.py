@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics import UserError, l2_normalize, log_vmf_const, nearest
+from tinker.numerics import UserError, check_choice, l2_normalize, log_vmf_const
 
 PROTOTYPES = ("vmf", "normalized", "unnormalized")
 
@@ -36,9 +36,7 @@ def prototype_logits(embeddings, prototypes, *, temperature=0.1, variant="vmf"):
       DINO-vMF. The constant is exact, where the paper keeps the leading term of its expansion;
       prototypes are parameters as they are, where the authors' are weight-normalised.
     """
-    if variant not in PROTOTYPES:
-        accepted = ", ".join(PROTOTYPES)
-        raise UserError(f"variant={variant!r}: it takes {accepted}{nearest(variant, PROTOTYPES)}")
+    check_choice("variant", variant, PROTOTYPES)
     chex.assert_rank(prototypes, 2)
     chex.assert_axis_dimension(embeddings, -1, prototypes.shape[-1])
     y = l2_normalize(embeddings)

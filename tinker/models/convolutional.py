@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from tinker.nn.transformer import identity
-from tinker.numerics import UserError, nearest
+from tinker.numerics import UserError, check_choice
 
 
 class CNN(nn.Module):
@@ -164,15 +164,13 @@ class ResidualBlock(nn.Module):
 
 def make_norm(kind, x, *, train, dtype, name):
     """Normalizes x ``[batch, height, width, channels]`` as :class:`ResNet` says."""
+    check_choice("norm", kind, ("batch", "group", "layer"))
     if kind == "batch":
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype, name=name)
     elif kind == "group":
         norm = nn.GroupNorm(math.gcd(8, x.shape[-1]), dtype=dtype, name=name)
-    elif kind == "layer":
-        norm = nn.GroupNorm(1, dtype=dtype, name=name)
     else:
-        kinds = ("batch", "group", "layer")
-        raise UserError(f"norm={kind!r}: it takes {', '.join(kinds)}{nearest(kind, kinds)}")
+        norm = nn.GroupNorm(1, dtype=dtype, name=name)
     return norm(x)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tinker.models.perceptron import MLP
 from tinker.nn.ensembles import BatchEnsembleDense, random_signs
-from tinker.numerics import UserError, nearest
+from tinker.numerics import UserError, check_choice
 
 VARIANTS = ("tabm", "mini", "naive", "packed")
 AVERAGES = ("probabilities", "values")
@@ -76,8 +76,8 @@ class TabM(nn.Module):
           the mean of the members' outputs); ``members`` ``[batch, members, classes]``, the logits
           of each; ``embeddings`` ``[batch, members, hidden[-1]]``.
         """
-        _check("variant", self.variant, VARIANTS)
-        _check("average", self.average, AVERAGES)
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("average", self.average, AVERAGES)
         apart = train and not self.shared_batch
         x = jnp.concatenate([x.reshape(*x.shape[: 1 + apart], -1) for x in inputs], -1)
         if not apart:
@@ -126,11 +126,6 @@ class TabM(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
-
-
-def _check(name, value, options):
-    if value not in options:
-        raise UserError(f"{name}={value!r} is none of {options}{nearest(value, options)}")
 
 
 def _chunked(init, sizes):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tinker.models.convolutional import check_image
 from tinker.nn.positions import sincos2d
 from tinker.nn.transformer import Transformer, identity
-from tinker.numerics import UserError, nearest
+from tinker.numerics import UserError, check_choice
 
 
 class ViT(nn.Module):
@@ -72,8 +72,8 @@ class ViT(nn.Module):
           for, ``{"blocks_0": [batch, tokens, width], …}``; ``info``, if there is a ``token_fn``.
         """
         check_image(self, image)
-        _check_choice("pool", self.pool, ("gap", "cls"))
-        _check_choice("posemb", self.posemb, ("learned", "sincos2d"))
+        check_choice("pool", self.pool, ("gap", "cls"))
+        check_choice("posemb", self.posemb, ("learned", "sincos2d"))
         batch, height, width, channels = image.shape
         p, rows, columns = self.patch, height // self.patch, width // self.patch
         if rows * p != height or columns * p != width:
@@ -125,8 +125,3 @@ def _weighted_mean(tokens, size):
     """The mean of tokens ``[batch, tokens, width]`` that stand for ``size`` of them each."""
     share = size.astype(jnp.float32) / size.sum(1, keepdims=True)
     return jnp.einsum("bt,btd->bd", share, tokens).astype(tokens.dtype)
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise UserError(f"{name}={value!r}: it takes {', '.join(choices)}{nearest(value, choices)}")

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics import UserError, nearest
+from tinker.numerics import UserError, check_choice
 
 
 def identity(x):
@@ -347,10 +347,6 @@ def _remat(fn, policy, prevent_cse):
         return fn
     policies = jax.checkpoint_policies
     named = {n for n in dir(policies) if n.endswith("saveable") or n.startswith("checkpoint_")}
-    if policy != "full" and policy not in named:
-        accepted = ["full", *sorted(named)]
-        raise UserError(
-            f"remat={policy!r}: it takes None, {', '.join(accepted)}{nearest(policy, accepted)}"
-        )
+    check_choice("remat", policy, (None, "full", *sorted(named)))
     policy = None if policy == "full" else getattr(policies, policy)
     return nn.remat(fn, policy=policy, prevent_cse=prevent_cse)

@@ -12,6 +12,7 @@ from .distances import l2_normalize as l2_normalize
 from .distances import nearest_neighbors as nearest_neighbors
 from .distances import squared_euclidean as squared_euclidean
 from .errors import UserError as UserError
+from .errors import check_choice as check_choice
 from .errors import nearest as nearest
 from .keys import fold_in as fold_in
 from .keys import integer_seed as integer_seed

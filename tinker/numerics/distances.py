@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics.errors import UserError, nearest
+from tinker.numerics.errors import check_choice
 
 
 def _wide(*arrays):
@@ -100,11 +100,7 @@ def _metric(metric):
     if callable(metric):
         return metric
     named = dict(euclidean=euclidean, squared_euclidean=squared_euclidean, cosine=_cosine_distance)
-    if metric not in named:
-        raise UserError(
-            f"metric {metric!r} is none of {', '.join(named)}, nor a function"
-            f"{nearest(metric, named)}"
-        )
+    check_choice("metric", metric, named)
     return named[metric]
 
 

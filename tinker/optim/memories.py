@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tinker.numerics import UserError, nearest
+from tinker.numerics import check_choice
 
 
 class Memory(NamedTuple):
@@ -134,9 +134,7 @@ def teacher_center(
       probability space; Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021,
       arXiv:2104.14294, centering. That the average is taken before the logarithm is our reading.
     """
-    if space not in ("probability", "logit"):
-        spaces = ("probability", "logit")
-        raise UserError(f"space={space!r}: it takes {', '.join(spaces)}{nearest(space, spaces)}")
+    check_choice("space", space, ("probability", "logit"))
 
     def init(key, ctx):
         views = [ctx[name] for name in images]

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tinker.numerics import UserError, nearest, sparse_projection, sparse_simplex_projection
+from tinker.numerics import (
+    check_choice,
+    sparse_projection,
+    sparse_simplex_projection,
+)
 
 FORMULATIONS = ("semi_dual", "dual")
 PATIENCE = 20  # iterations without a larger value or a smaller error: the solver's end
@@ -191,9 +195,7 @@ def sparse_transport(
       by L-BFGS or Adam; the stop after 20 iterations without a larger value or a smaller error is
       ours.
     """
-    if formulation not in FORMULATIONS:
-        hint = nearest(formulation, FORMULATIONS)
-        raise UserError(f"formulation={formulation!r} is none of {FORMULATIONS}{hint}")
+    check_choice("formulation", formulation, FORMULATIONS)
     cost, a, b = _checked(cost, a, b, k)
     m, n = cost.shape
     held = jax.lax.stop_gradient({"cost": cost, "a": a, "b": b, "gamma": gamma})
