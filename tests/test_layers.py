@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = [
-    {"numerics", "kernels"},
+    {"numerics"},
+    {"kernels"},
     {"data", "metrics", "ot"},
     {"losses", "nn"},
     {"models", "graph", "search", "optim"},

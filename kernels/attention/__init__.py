@@ -1,0 +1,1 @@
+"""Softmax attention that never holds its scores."""

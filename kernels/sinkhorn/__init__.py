@@ -1,0 +1,1 @@
+"""Sinkhorn's update between points, without the cost matrix."""

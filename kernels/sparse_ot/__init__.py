@@ -1,0 +1,1 @@
+"""Duals of sparse and quadratic transport between points, without the cost matrix."""
