@@ -18,6 +18,7 @@ LAYERS = [
     {"papers"},
     {"study"},
     {"experiments"},
+    {"launch"},
     {"cli"},
 ]
 FREE = {"configs"}  # may import anything, and is loaded by name

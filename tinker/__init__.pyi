@@ -4,6 +4,7 @@ from . import data as data
 from . import experiments as experiments
 from . import generative as generative
 from . import kernels as kernels
+from . import launch as launch
 from . import losses as losses
 from . import metrics as metrics
 from . import models as models

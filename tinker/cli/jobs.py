@@ -1,8 +1,9 @@
-"""``tinker train`` and ``tinker eval``."""
+"""``tinker train``, ``tinker launch`` and ``tinker eval``."""
 
 import shlex
 
 from tinker.cli.printing import console, table
+from tinker.numerics.errors import UserError
 from tinker.train.locating import load_config
 
 
@@ -18,20 +19,92 @@ def train(args, overrides):
         for line in config_lines(config, as_flags=args.print_config == "flags"):
             print(line)
         return
-    if config.get("arms"):  # a study: the job is one run of its base
-        from tinker.study.running import arm_config
-
-        config = arm_config(config, {})
+    if args.sweep_index is not None and not config.get("sweep"):
+        raise UserError("--sweep_index is of a sweep: set config.sweep, or --sweep.KEY=VALUE,…")
+    config = _job(config)
     from tinker.train import fit
+    from tinker.train.processes import join_processes
 
+    join_processes(args.coordinator, args.processes, args.process_id)
+    if args.config.endswith("/launch/config.json"):
+        from tinker.launch.jobs import other_version
+        from tinker.train.reporting import say
+
+        changed = other_version(args.config)
+        if changed:
+            say(changed)
+    if config.get("sweep"):
+        sweep(config, args.workdir, args.sweep_index)
+        return
     _, results = fit(config, args.workdir)
-    show_results(results, args.workdir)
+    import jax
+
+    if jax.process_index() == 0:
+        show_results(results, args.workdir)
+
+
+def _job(config):
+    """The config itself; of a study, one run of its base."""
+    if not config.get("arms"):
+        return config
+    if config.get("sweep"):
+        raise UserError("a study is not swept: its config.tune tries values for each arm alike")
+    from tinker.study.running import arm_config
+
+    return arm_config(config, {})
+
+
+def launch(args, overrides):
+    """Runs a config on an engine."""
+    from tinker.launch import launch
+    from tinker.train import override
+
+    config = _job(override(load_config(args.config), overrides))
+    return launch(config, args.workdir, args.on, dry_run=args.dry_run)
+
+
+def sweep(config, workdir, index):
+    """Runs the points of a sweep, or one, and shows what came of them."""
+    import jax
+
+    from tinker.train import run_sweep
+    from tinker.train.sweeps import best_point, chosen_metric, label, sweep_table
+
+    rows = run_sweep(config, workdir, index)
+    if jax.process_index():
+        return
+    if index is not None:
+        waiting = sum(row["status"] == "waiting" for row in rows)
+        show_results(rows[index]["results"], f"{workdir}, point {index}: {rows[index]['status']}")
+        left = f"{waiting} of {len(rows)} points are left" if waiting else "all points are finished"
+        console().print(f"{left}; the command without --sweep_index gathers them")
+        return
+    headings, cells = sweep_table(rows)
+    title = f"{workdir}: {len(rows)} points"
+    numbers = [h for h in headings if h != "status"]
+    texts = [tuple(_cell(value) for value in row) for row in cells]
+    out = console()
+    out.print(table(*headings, rows=texts, right=numbers, title=title))
+    best = best_point(config, rows)
+    if best:
+        out.print(f"best {chosen_metric(config, rows)}: {best[1]:.6g}  {label(best[0])}")
+    out.print(f"results.csv, sweep.json and sweep.png in {workdir}")
+
+
+def _cell(value):
+    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def evaluate(args):
-    """Evaluates a checkpoint of a workdir on whole splits."""
+    """Evaluates a checkpoint of a workdir on whole splits, or each as it comes."""
     from tinker.train import evaluate, restore
 
+    if args.follow:
+        from tinker.train import follow
+
+        rows = follow(args.workdir, args.output, splits=args.split.split(","), timeout=args.timeout)
+        show_results({k: v for k, v in rows[-1].items() if "/" in k}, f"{args.workdir}, last step")
+        return
     program, state, config = restore(args.workdir, step=args.step)
     results = evaluate(program, state, config, splits=args.split.split(","))
     show_results(results, f"{args.workdir}, step {int(state.step)}")
@@ -58,12 +131,12 @@ def config_lines(config, as_flags=False):
 
 
 def flattened(config):
-    """``{dotted key: value}`` of a config; an empty dict stays, as a value."""
+    """``{dotted key: value}`` of a config; an empty dict stays, as does one with dotted keys."""
     from tinker.train.specs import as_plain
 
     def walk(node, prefix):
         for key, value in node.items():
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict) and value and not any("." in k for k in value):
                 yield from walk(value, f"{prefix}{key}.")
             else:
                 yield prefix + key, value

@@ -7,6 +7,7 @@ import functools
 import re
 
 from tinker import __version__
+from tinker.launch.engines import ENGINES
 from tinker.numerics.errors import UserError, nearest
 
 EXAMPLES = {
@@ -25,11 +26,29 @@ EXAMPLES = {
       --config.loss.fn=tinker.losses:focal --config.loss.gamma=1.0 --config.steps=2000
   tinker train --config=train/vit_digits --config.optimizer.learning_rate=3e-4 --print_config
   tinker train --config=train/vit_digits --workdir=runs/traced --profile=10:15
+  tinker train --config=train/vit_digits --workdir=runs/rates \
+      --sweep.optimizer.learning_rate=3e-4,1e-3,3e-3 --sweep.seed=0,1
 """,
     "eval": """
   tinker eval --workdir=runs/vit
   tinker eval --workdir=runs/vit --split=validation,test
   tinker eval --workdir=runs/vit --step=400
+  tinker eval --workdir=gs://bucket/runs/vit --follow --output=evals/vit --timeout=3600
+""",
+    "launch": """
+  tinker launch --on=local --config=train/vit_digits --workdir=runs/vit \\
+      --config.launch.processes=2 --config.launch.devices=4
+  tinker launch --on=slurm --config=my_job.py --workdir=/shared/runs/vit --dry_run \\
+      --config.launch.nodes=4 --config.launch.devices=8 --config.launch.time=12:00:00
+  tinker launch --on=slurm --config=my_job.py --workdir=/shared/runs/rates \\
+      --sweep.optimizer.learning_rate=3e-4,1e-3,3e-3 --config.launch.parallel=2
+      an array job, a task for each point
+  tinker launch --on=tpu-vm --config=my_job.py --workdir=gs://bucket/runs/vit \\
+      --config.launch.tpu=my-tpu --config.launch.zone=us-central2-b
+  tinker launch --on=xpk --config=my_job.py --workdir=gs://bucket/runs/vit \\
+      --config.launch.cluster=my-cluster --config.launch.tpu=v5litepod-256 \\
+      --config.launch.image=gcr.io/my-project/tinker:1
+  tinker launch --on=ray --config=my_job.py --workdir=/shared/runs/vit --config.launch.nodes=4
 """,
     "data": """
   tinker data
@@ -53,6 +72,7 @@ EXAMPLES = {
   tinker study polyloss --config.seeds=3 --workdir=runs/quick
   tinker study --all --room=losses
   tinker study --stale --publish
+  tinker study --all --on=ray --config.launch.address=auto
 """,
     "papers": """
   tinker papers
@@ -69,7 +89,6 @@ EXAMPLES = {
   tinker bench loop --steps=500
 """,
 }
-
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are UserErrors, with the nearest match."""
@@ -115,17 +134,24 @@ def parse(argv):
     """
     parsers = make_parsers()
     argv, overrides, missing = split_overrides(argv)
+    argv, sweep, unswept = split_overrides(argv, "--sweep.", listed)
     args, extra = parsers[""].parse_known_args(argv)
     path = " ".join(filter(None, [args.command, getattr(args, "action", None)]))
     parser = parsers[path]
     options = {}
     if path == "data show":
         options, extra = source_options(extra, parser)
-    if path != "bench" and (extra or (path not in ("train", "study") and (overrides or missing))):
-        first = [*extra, *(f"--config.{key}" for key in [*overrides, *missing])][0]
-        raise UserError(complaint(first, parser, args))
-    if missing:
-        raise UserError(f"--config.{missing[0]} needs a value: --config.{missing[0]}=VALUE")
+    given = [f"--config.{key}" for key in [*overrides, *missing]]
+    given += [f"--sweep.{key}" for key in [*sweep, *unswept]]
+    if path != "bench" and (extra or (path not in ("train", "launch", "study") and given)):
+        raise UserError(complaint([*extra, *given][0], parser, args))
+    if path == "study" and (sweep or unswept):
+        raise UserError("a study is not swept: its config.tune tries values for each arm alike")
+    if missing or unswept:
+        flag = f"--config.{missing[0]}" if missing else f"--sweep.{unswept[0]}"
+        raise UserError(f"{flag} needs a value: {flag}=VALUE{'' if missing else ',…'}")
+    if sweep:
+        overrides["sweep"] = sweep
     if path == "":
         return functools.partial(parser.print_help)
     return bind(path, args, overrides, options, extra)
@@ -152,6 +178,16 @@ def make_parsers():
         "Sets a key of the config. KEY is dotted (optimizer.learning_rate), VALUE a Python\n"
         "literal or else a string. Setting X.fn drops X's other keywords.",
     )
+    sweeps = parsers["train"].add_argument_group(
+        "--sweep.KEY=VALUE,VALUE,…",
+        "Runs every combination of the values, each in its own folder of the workdir, as\n"
+        "config.sweep does. --config.sweep_by=zip takes them side by side, and\n"
+        "--config.sweep_by=random:20 draws 20 points from lists and from ranges, such as\n"
+        "--sweep.optimizer.learning_rate=\"{'loguniform': [1e-5, 1e-2]}\".",
+    )
+    sweeps.add_argument(
+        "--sweep_index", type=int, metavar="K", help="only the K-th point, from 0, for array jobs"
+    )
     flag(
         "--print_config",
         nargs="?",
@@ -161,6 +197,27 @@ def make_parsers():
         help="print the config with all that is set, as assignments or as flags, and stop",
     )
     flag("--profile", metavar="FROM:TO", help="write a profiler trace of these steps")
+    flag = (
+        parsers["train"]
+        .add_argument_group(
+            "several processes",
+            "On a TPU pod, under srun or mpirun, and in Kubernetes they find each other.\n"
+            "Elsewhere each process is told:",
+        )
+        .add_argument
+    )
+    flag("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    flag("--processes", type=int, metavar="N", help="how many; 1 looks for no cluster")
+    flag("--process_id", type=int, metavar="I", help="which this one is, from 0")
+
+    flag = add("launch", "Run a config on an engine: several processes here, Slurm, Ray, TPUs.")
+    flag("--on", choices=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
+    flag("--config", metavar="NAME|FILE[:ARG]", help="its launch block says how to run it")
+    flag("--workdir", metavar="DIR", help="of the run, where every machine sees it; may be gs://")
+    flag("--dry_run", action="store_true", help="print what would run, have the engine check it")
+    parsers["launch"].add_argument_group(
+        "--config.KEY=VALUE, --sweep.KEY=VALUE,…", "As of `tinker train`."
+    )
 
     flag = add("eval", "Evaluate a checkpoint of a run on whole splits.")
     flag("--workdir", metavar="DIR", help="the folder of the run")
@@ -168,6 +225,14 @@ def make_parsers():
         "--split", default="test", metavar="NAME,…", help="such as validation,test; test by default"
     )
     flag("--step", type=int, metavar="N", help="which checkpoint; the last good one by default")
+    flag("--follow", action="store_true", help="every checkpoint as it comes, up to the run's last")
+    flag("--output", metavar="DIR", help="with --follow: where metrics go; WORKDIR/eval by default")
+    flag(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="with --follow: give up when no new checkpoint came for so long",
+    )
 
     add("data", "List the sources of data, show one, or prepare one for reading.")
     actions = parsers["data"].add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
@@ -189,6 +254,7 @@ def make_parsers():
     flag("--all", action="store_true", help="every paper's study")
     flag("--stale", action="store_true", help="those whose code or config changed since")
     flag("--room", metavar="ROOM", help="with --all or --stale: only this room's")
+    flag("--on", choices=("ray",), metavar="ray", help="each run as a task of a Ray cluster")
 
     flag = add("papers", "List the papers that work here, with their verdicts.")
     parsers["papers"].add_argument("--room", metavar="ROOM", help="only this room's")
@@ -202,25 +268,30 @@ def make_parsers():
     return parsers
 
 
-def split_overrides(argv):
+def split_overrides(argv, prefix="--config.", read=None):
     """Takes ``--config.KEY=VALUE`` and ``--config.KEY VALUE`` out of the words.
+
+    Args:
+      argv: The words.
+      prefix: What such a flag begins with.
+      read: From the text of a value to the value; :func:`literal` by default.
 
     Returns:
       The other words, ``{key: value}``, and the keys that came without a value.
     """
     rest, overrides, missing, words = [], {}, [], iter(argv)
     for word in words:
-        if not word.startswith("--config."):
+        if not word.startswith(prefix):
             rest.append(word)
             continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
+        key, equals, value = word.removeprefix(prefix).partition("=")
         if not equals:
             value = next(words, None)
             if value is None or value.startswith("--"):
                 missing.append(key)
                 rest += [] if value is None else [value]
                 continue
-        overrides[key] = literal(value)
+        overrides[key] = (read or literal)(value)
     return rest, overrides, missing
 
 
@@ -230,6 +301,19 @@ def literal(text):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+def listed(text):
+    """The values of a sweep's flag: ``1e-4,3e-4``, ``optax:adam,optax:sgd``, or a list or dict."""
+    found = literal(text)
+    if isinstance(found, dict):
+        return found
+    if isinstance(found, list | tuple):
+        return list(found)
+    if found != text:
+        return [found]
+    outside = r",(?![^([{]*[)\]}])"  # commas that stand in no bracket
+    return [literal(part) for part in re.split(outside, text)] if text else []
 
 
 def source_options(words, parser):
@@ -248,7 +332,7 @@ def complaint(word, parser, args):
         return f"`{parser.prog}` has no use for {word!r}; see {parser.prog} --help"
     name = word.partition("=")[0]
     flags = parser.flags
-    if parser.path == "train" and args.config:
+    if parser.path in ("train", "launch") and args.config:
         flags += [f"--config.{key}" for key in config_keys(args.config)]
     if parser.path == "data show":
         return f"an option of a source is given as --OPTION=VALUE, not {word!r}"
@@ -279,8 +363,20 @@ def bind(path, args, overrides, options, extra):
         from tinker.cli.jobs import train
 
         return functools.partial(train, args, overrides)
+    if path == "launch":
+        require(args, "on", f"one of {', '.join(ENGINES)}")
+        require(args, "config", "a name such as train/vit_digits, or a file")
+        require(args, "workdir", "the folder of the run")
+        from tinker.cli.jobs import launch
+
+        return functools.partial(launch, args, overrides)
     if path == "eval":
         require(args, "workdir", "the folder of a run")
+        if args.follow and args.step is not None:
+            raise UserError("--follow evaluates every checkpoint: leave out --step")
+        for flag in () if args.follow else ("output", "timeout"):
+            if getattr(args, flag) is not None:
+                raise UserError(f"--{flag} is for --follow")
         from tinker.cli.jobs import evaluate
 
         return functools.partial(evaluate, args)

@@ -1,6 +1,7 @@
 """``tinker study`` and ``tinker papers``."""
 
 import json
+import sys
 from pathlib import Path
 
 from tinker.cli.printing import console, table
@@ -12,6 +13,11 @@ def study(args, overrides):
     from tinker import papers
     from tinker.study import load_study, staleness
 
+    # How it is run is no part of what it is.
+    settings = {k.partition(".")[2]: v for k, v in overrides.items() if k.startswith("launch.")}
+    overrides = {k: v for k, v in overrides.items() if not k.startswith("launch.")}
+    if settings and not args.on:
+        raise UserError(f"--config.launch.{next(iter(settings))} is for a study --on=ray")
     if args.publish and overrides:
         raise UserError("a study with --config changes is not published: edit its config")
     if args.all or args.stale:
@@ -22,30 +28,69 @@ def study(args, overrides):
                 console().print("every report is of the present code and config")
     else:
         names = [args.id]
+    if args.on:
+        on_ray(names, args, overrides, settings)
+        return
     for name in names:
-        one(name, args, overrides)
+        with bar() as progress:
+            found = measure(name, args, overrides, progress)
+        finish(found, args)
 
 
-def one(name, args, overrides):
-    """Runs one study."""
-    from tinker.study import draw, load_study, make_report, publish, run_study
+def on_ray(names, args, overrides, settings):
+    """Runs studies at the same time, every run of theirs a task of Ray."""
+    from concurrent import futures
+
+    from tinker.launch.ray import tasks
+
+    compute, failed = tasks(settings), []
+    print(f"tinker: as tasks of Ray: {', '.join(names)}", file=sys.stderr, flush=True)
+
+    def one(name):
+        def progress(done, total, label):
+            print(f"{name}  {done}/{total}  {label}", file=sys.stderr, flush=True)
+
+        return measure(name, args, overrides, progress, compute)
+
+    with futures.ThreadPoolExecutor(16) as pool:
+        begun = {pool.submit(one, name): name for name in names}
+        for done in futures.as_completed(begun):
+            try:
+                finish(done.result(), args)
+            except UserError as error:  # the others go on
+                failed.append(f"{begun[done]}: {error}")
+    if failed:
+        raise UserError("; ".join(failed))
+
+
+def measure(name, args, overrides, progress, compute=None):
+    """Runs a study: (its paper, where its config is, the config, the workdir, what was found)."""
+    from tinker.study import load_study, run_study
     from tinker.train import override
     from tinker.train.compiling import use_compilation_cache
-    from tinker.train.workdir import folder, write_whole
+    from tinker.train.workdir import folder
 
     use_compilation_cache()
     paper, place, config = load_study(name)
     config = override(config, overrides) if overrides else config
     workdir = folder(args.workdir or Path("runs") / name.replace("/", "-").replace(":", "-"))
-    with bar() as progress:
-        found = run_study(config, workdir, name=paper, progress=progress)
-    report = make_report(paper, place, config, found)
+    found = run_study(config, workdir, name=paper, progress=progress, compute=compute)
+    return paper, place, config, workdir, found
+
+
+def finish(measured, args):
+    """Reports a study, and publishes it where that was asked for."""
+    from tinker.study import draw, make_report, publish
+    from tinker.train.workdir import write_whole
+
+    *study, workdir, found = measured
+    report = make_report(*study, found)
     write_whole(workdir / "report.json", json.dumps(report, indent=1, sort_keys=True) + "\n")
     write_whole(workdir / "figure.png", draw(report))
     show(report)
     console().print(f"report and figure in {workdir}")
     if args.publish:
-        if "," in place:
+        if "," in report["study"]:
             raise UserError("only a study without options is published as its paper's report")
         console().print(f"published: {publish(report)}")
 
@@ -54,8 +99,6 @@ class bar:
     """A progress bar on a terminal, else a line per run."""
 
     def __enter__(self):
-        import sys
-
         import rich.console
         import rich.progress as p
 
@@ -69,8 +112,6 @@ class bar:
         return self
 
     def __call__(self, done, total, label):
-        import sys
-
         if self.bar:
             task = self.bar.task_ids[0]
             self.bar.update(task, completed=done, total=total, description=label)

@@ -59,7 +59,7 @@ def make_report(name, study, config, found):
             "config": plain(config),
             "config_hash": config_hash(config),
             "code_hash": code_hash(name, config),
-            "commit": _commit(),
+            "commit": commit(),
             "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax", "numpy")},
             "device": f"{device.platform} {device.device_kind}",
             "python": platform.python_version(),
@@ -82,7 +82,7 @@ def _finite(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _commit():
+def commit():
     """The checkout's commit, with a plus where files differ from it; None outside of one."""
     root = Path(__file__).parents[2]
     run = functools.partial(
@@ -92,7 +92,7 @@ def _commit():
         head = run(["git", "rev-parse", "--short=12", "HEAD"])
         if head.returncode:
             return None
-        code = ("tinker", "experiments", "configs", ":(exclude)experiments/results")
+        code = ("tinker", "kernels", "experiments", "configs", ":(exclude)experiments/results")
         dirty = run(["git", "status", "--porcelain", "--", *code])
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -10,12 +10,14 @@ is done with it:
 - ``claims``: dicts, see :mod:`tinker.study.claims`; just one has ``primary=True``.
 """
 
+import functools
 import importlib
 import itertools
 import json
 import math
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from tinker.numerics import UserError, fold_in, nearest
 from tinker.study import claims as claim_functions
 from tinker.study import verdicts
 from tinker.train.specs import Config, as_plain, override, resolve
-from tinker.train.workdir import claim_config, folder, plain, write_whole
+from tinker.train.workdir import STARTS, claim_config, folder, plain, write_whole
 
 KEYS = ("experiment", "seeds", "arms", "tune", "tune_by", "claims", "figure", "note")
 TOLD = ("figure", "note")  # of no consequence for a verdict
@@ -69,7 +71,40 @@ def arm_config(config, changes):
     return Config({k: v for k, v in base.items() if k not in KEYS})
 
 
-def run_study(config, workdir, *, name, progress=None):
+class Run(NamedTuple):
+    """A run of a study: an arm at one point of the grid, with one key."""
+
+    part: str  # "tune" or "runs"
+    label: str
+    changes: dict  # of the study's config, by dotted key
+    key: str  # of which the random key is derived
+
+
+def compute_run(config, run):
+    """The values of a run, ``{metric: number or nested lists}``, plain data.
+
+    Args:
+      config: The study's config, as plain dicts.
+      run: A :class:`Run`.
+    """
+    import jax
+
+    config = Config(config)
+    made, experiment = arm_config(config, run.changes), experiment_of(config)
+    if run.part == "tune" and "eval_splits" in made:
+        made.eval_splits = ("validation",)
+    start = time.perf_counter()
+    try:
+        found = experiment(made, fold_in(jax.random.key(0), run.key))
+    except UserError as error:
+        if type(error).__name__ != "NotFinite":
+            raise
+        found = {"diverged": 1.0}
+    values = {k: np.asarray(v, np.float64).tolist() for k, v in found.items()}
+    return {**values, "seconds": time.perf_counter() - start}
+
+
+def run_study(config, workdir, *, name, progress=None, compute=None):
     """Runs what is missing of a study, and judges it.
 
     Args:
@@ -77,19 +112,19 @@ def run_study(config, workdir, *, name, progress=None):
       workdir: Where each run's values are kept; the same call goes on where it was killed.
       name: Of which the keys are derived, the paper's id.
       progress: ``progress(done, total, label)``, called before each run and at the end.
+      compute: ``compute(function, runs)`` yields ``(run, function(run))`` in any order, by other
+        processes; by default the runs are done here, one after another.
 
     Returns:
       A dict: ``values`` ``{arm: {metric: [seeds, …]}}``, ``tuned`` (grid, scores, chosen, edge),
       ``claims`` (each with its verdict), ``verdict``, and ``seconds`` of computing.
     """
-    import jax
-
     check_study(config)
     workdir = folder(workdir)
     # A claim may be judged anew, a figure drawn anew and a note reworded on the runs there are.
     said = ("claims", *TOLD)
     claim_config(workdir, Config({k: v for k, v in config.items() if k not in said}), defaults={})
-    experiment = experiment_of(config)
+    experiment_of(config)
     tune, arms = as_plain(config.get("tune") or {}), as_plain(config.arms)
     tune_by = as_plain(config.get("tune_by") or {})
     grid = [dict(zip(tune, point)) for point in itertools.product(*tune.values())]
@@ -97,43 +132,39 @@ def run_study(config, workdir, *, name, progress=None):
     searched = len(grid) * tune_seeds if len(grid) > 1 else 0
     total = len(arms) * (searched + config.seeds)
     progress = progress or (lambda done, total, label: None)
-    done = 0
-    root = jax.random.key(0)
+    done, function = 0, functools.partial(compute_run, as_plain(config))
 
-    def one(part, label, changes, key, validation=False):
-        """The values of a run, computed unless they were."""
+    def one_by_one(function, runs):
+        for run in runs:
+            progress(done, total, f"{run.part} {run.label}")
+            yield run, function(run)
+
+    def values_of(runs):
+        """The values of runs, computed where they were not before."""
         nonlocal done
-        path = workdir / part / f"{label}.json"
-        progress(done, total, f"{part} {label}")
-        done += 1
-        if path.exists():
-            return json.loads(path.read_text())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run = arm_config(config, changes)
-        if validation and "eval_splits" in run:
-            run.eval_splits = ("validation",)
-        start = time.perf_counter()
-        try:
-            found = experiment(run, key)
-        except UserError as error:
-            if type(error).__name__ != "NotFinite":
-                raise
-            found = {"diverged": 1.0}
-        values = {k: np.asarray(v, np.float64).tolist() for k, v in found.items()}
-        values["seconds"] = time.perf_counter() - start
-        write_whole(path, json.dumps(values))
-        return values
+        paths = {run.label: workdir / run.part / f"{run.label}.json" for run in runs}
+        missing = [run for run in runs if not paths[run.label].exists()]
+        done += len(runs) - len(missing)
+        for run, values in (compute or one_by_one)(function, missing):
+            paths[run.label].parent.mkdir(parents=True, exist_ok=True)
+            write_whole(paths[run.label], json.dumps(values))
+            done += 1
+            if compute:
+                progress(done, total, f"{run.part} {run.label}")
+        return [json.loads(path.read_text()) for path in paths.values()]
 
     tuned = {"grid": tune, "scores": {}, "chosen": {}, "edge": {}}
-    for arm, changes in arms.items() if searched else ():
-        scores = []
-        for i, point in enumerate(grid):
-            keys = [fold_in(root, f"{name}/tune/{s}") for s in range(tune_seeds)]
-            found = [
-                one("tune", f"{arm}-{i}-{s}", {**changes, **point}, key, validation=True)
-                for s, key in enumerate(keys)
-            ]
-            scores.append(float(np.mean([_score(f, tune_by) for f in found])))
+    runs = [
+        Run("tune", f"{arm}-{i}-{seed}", {**changes, **point}, f"{name}/tune/{seed}")
+        for arm, changes in arms.items()
+        for i, point in enumerate(grid)
+        for seed in range(tune_seeds)
+    ]
+    found = iter(values_of(runs) if searched else ())
+    for arm in arms if searched else ():
+        scores = [
+            float(np.mean([_score(next(found), tune_by) for _ in range(tune_seeds)])) for _ in grid
+        ]
         best = int(np.argmin(scores) if tune_by.get("minimize", True) else np.argmax(scores))
         tuned["scores"][arm], tuned["chosen"][arm] = scores, grid[best]
         tuned["edge"][arm] = [
@@ -142,14 +173,15 @@ def run_study(config, workdir, *, name, progress=None):
     if len(grid) == 1 and tune:
         tuned["chosen"] = {arm: grid[0] for arm in arms}
 
-    runs = {arm: [] for arm in arms}
-    for seed in range(config.seeds):  # seed by seed, so that what is done is paired
-        for arm, changes in arms.items():
-            key = fold_in(root, f"{name}/seed/{seed}")
-            changes = {**changes, **tuned["chosen"].get(arm, {})}
-            runs[arm].append(one("runs", f"{arm}-{seed}", changes, key))
+    arms = {arm: {**changes, **tuned["chosen"].get(arm, {})} for arm, changes in arms.items()}
+    runs = [  # seed by seed, so that what is done is paired
+        Run("runs", f"{arm}-{seed}", changes, f"{name}/seed/{seed}")
+        for seed in range(config.seeds)
+        for arm, changes in arms.items()
+    ]
+    found = values_of(runs)
     progress(total, total, "judging")
-    values = {arm: _stacked(found) for arm, found in runs.items()}
+    values = {arm: _stacked(found[i :: len(arms)]) for i, arm in enumerate(arms)}
     judged = judge_claims(as_plain(config.claims), values)
     return {
         "values": values,
@@ -235,6 +267,6 @@ def config_hash(config):
     """A hash of a study's resolved config, hexadecimal; figure and note do not count."""
     import hashlib
 
-    counted = {k: v for k, v in plain(config).items() if k not in TOLD}
+    counted = {k: v for k, v in plain(config).items() if k not in (*TOLD, *STARTS)}
     text = json.dumps(counted, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

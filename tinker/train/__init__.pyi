@@ -13,6 +13,7 @@ from .composition import Term as Term
 from .composition import compose as compose
 from .composition import lookup as lookup
 from .evaluation import evaluate as evaluate
+from .following import follow as follow
 from .interrupts import Interrupted as Interrupted
 from .loop import fit as fit
 from .restoring import restore as restore
@@ -22,3 +23,5 @@ from .sharding import tree_shardings as tree_shardings
 from .specs import instantiate as instantiate
 from .specs import override as override
 from .specs import resolve as resolve
+from .sweeps import run_sweep as run_sweep
+from .sweeps import sweep_points as sweep_points

@@ -57,6 +57,30 @@ def default_config():
             "keep": 3,
             "keep_best": None,
             "profile": None,
+            # Several runs: values by dotted key, and how they are combined; see sweep_points.
+            "sweep": None,
+            "sweep_by": "product",
+            # Where it runs: what `tinker launch` tells the engine.
+            "launch": {
+                "name": None,  # of the job; by default the workdir's
+                "nodes": 1,  # machines; of xpk, slices
+                "processes": 1,  # on each machine
+                "devices": None,  # GPUs of each process (locally, without any: virtual CPU devices)
+                "time": None,  # at most, such as "12:00:00" (slurm)
+                "restarts": 3,  # of a run that was killed; one asked to stop goes on without limit
+                "parallel": None,  # points of a sweep at a time; None: as many as there is room for
+                "partition": None,  # slurm
+                "account": None,  # slurm
+                "address": None,  # ray: of the cluster; None: the one that is found, or a local one
+                "project": None,  # tpu-vm, xpk: Google Cloud's
+                "zone": None,  # tpu-vm, xpk
+                "tpu": None,  # tpu-vm: the TPU's name; xpk: its type, such as "v5litepod-256"
+                "cluster": None,  # xpk
+                "image": None,  # xpk: of the container, with this library in it
+                "setup": (),  # lines of shell before the run
+                "env": {},  # environment variables
+                "flags": (),  # further flags of sbatch, gcloud or xpk
+            },
         },
     )
 

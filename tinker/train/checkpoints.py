@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from tinker.numerics import UserError
 from tinker.train import sharding
 from tinker.train.reporting import say
+from tinker.train.workdir import wait_for_all
 
 FOLDER, BAD = "checkpoints", "checkpoints_bad"
 
@@ -313,10 +314,7 @@ class Checkpoints:
                 n += 1
                 target = folder / f"{step}-{n}"
             (self.workdir / FOLDER / str(step)).rename(target)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(f"aside {step}")
+        wait_for_all(f"aside {step}")
         self.manager.reload()
 
     def wait(self):

@@ -1,4 +1,4 @@
-"""Compiling: one program for all the runs that differ in their seed alone."""
+"""Compiling: one program for all the runs that differ in nothing that a program reads."""
 
 import collections
 import contextlib
@@ -18,11 +18,11 @@ from tinker.train import evaluation, feeding, sharding
 from tinker.train.building import build, build_metrics, build_parametrization
 from tinker.train.composition import Program
 from tinker.train.specs import resolve
-from tinker.train.workdir import plain
+from tinker.train.workdir import STARTS, plain
 
 
 class Compiled(NamedTuple):
-    """What two runs that differ in their seed alone share."""
+    """What runs of one program share."""
 
     program: Program
     mesh: Any
@@ -46,7 +46,7 @@ _COMPILED = collections.OrderedDict()
 def compiled(config, streams):
     """Builds a config's program and jits its functions, once per process for all seeds."""
     batch = feeding.batch_spec(streams)
-    facts = _without_seeds(plain(config))
+    facts = program_facts(config)
     functions = tuple(resolve(path) for path in _function_paths(facts))  # new after a reload
     shapes = tuple((name, x.shape, str(x.dtype)) for name, x in sorted(batch.items()))
     known = (json.dumps(facts, sort_keys=True), functions, shapes)
@@ -131,6 +131,16 @@ def _metric_names(metrics):
                 f"training metric {name!r} has shape {value.shape}; it must be a number"
             )
     return tuple(sorted(metrics, key=lambda name: (name != "loss", name)))
+
+
+# Keys of a config that only the loop reads.
+LOOP = ("steps", "steps_per_dispatch", "log_every", "eval_every", "eval_splits", "checkpoint_every")
+LOOP += ("keep", "keep_best", "profile", "init_from", *STARTS)
+
+
+def program_facts(config):
+    """What of a config decides its program, as plain data: neither seeds nor the loop's keys."""
+    return _without_seeds({k: v for k, v in plain(config).items() if k not in LOOP})
 
 
 def _without_seeds(value):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import json
 from pathlib import Path
 
 from tinker.numerics.errors import UserError, nearest
@@ -15,7 +16,8 @@ def load_config(spec):
       spec: ``NAME[:ARG]`` inside tinker.configs (``train/vit_digits``) or ``FILE.py[:ARG]``. The
         file defines ``get_config(arg)``, or ``base()`` and functions over it: ARG is then the
         name of one, which edits the config it is given or returns another. ``,KEY=VALUE`` and
-        ``,KEY`` (for True) after the name are its keyword arguments.
+        ``,KEY`` (for True) after the name are its keyword arguments. Or ``FILE.json``, as a run
+        and a launch keep theirs; may be ``gs://``.
 
     Returns:
       The ConfigDict.
@@ -23,6 +25,8 @@ def load_config(spec):
     Raises:
       UserError: No such file, name or function.
     """
+    if spec.endswith(".json"):
+        return _read_json(spec)
     name, _, arg = spec.partition(":")
     module = import_config(name)
     if hasattr(module, "get_config"):
@@ -52,6 +56,21 @@ def load_config(spec):
     config = module.base()
     edited = function(config, **options)
     return config if edited is None else edited
+
+
+def _read_json(path):
+    from etils import epath
+
+    from tinker.train.building import default_config
+    from tinker.train.specs import Config
+
+    file = epath.Path(path).expanduser()
+    if not file.exists():
+        raise UserError(f"there is no file {path}")
+    try:  # a key that is newer than the file has its default
+        return Config({**default_config().to_dict(), **json.loads(file.read_text())})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no config: {error}") from None
 
 
 def _option(word):

@@ -14,8 +14,8 @@ from tinker.train import evaluation, feeding
 from tinker.train.building import load_streams
 from tinker.train.checkpoints import Checkpoints, NotFinite
 from tinker.train.compiling import compiled, use_compilation_cache
-from tinker.train.interrupts import Interrupted, Signals, agreed
-from tinker.train.reporting import Reporter, say
+from tinker.train.interrupts import Interrupted, Signals
+from tinker.train.reporting import Reporter, process_log, say
 from tinker.train.restoring import load_pretrained
 from tinker.train.workdir import claim_config, environment, folder, plain, sole_user
 
@@ -51,6 +51,8 @@ def fit(config, workdir=None, *, progress=True, key=None):
 
 def run(config, workdir=None, *, progress=True, key=None):
     """Like :func:`fit`; returns the rows of ``metrics.jsonl`` as dicts besides."""
+    if config.get("sweep"):
+        raise UserError("config.sweep is of several runs: tinker.train.run_sweep takes them")
     use_compilation_cache()
     workdir = None if workdir is None else folder(workdir)
     streams = load_streams(config, "train")
@@ -61,6 +63,7 @@ def run(config, workdir=None, *, progress=True, key=None):
         if workdir is not None:
             claim_config(workdir, config)
             stack.enter_context(sole_user(workdir))
+            stack.enter_context(process_log(workdir))
             saved = Checkpoints(workdir, config.keep)
             stack.callback(saved.close)
         feed = feeding.open_feed(streams, made.mesh, config.seed)
@@ -165,7 +168,7 @@ class Loop:
                     self.profile = None
                 if self.step == stop:
                     self.due()
-                number = agreed(signals.number, self.step == stop)
+                number = signals.at(self.step)
                 if number and self.step < config.steps:
                     self.interrupted(number)
             self.drain()
@@ -271,7 +274,7 @@ class Loop:
         self.reporter.draw()
         if not config.keep_best:
             return False
-        name, sign = _best_of(config.keep_best)
+        name, sign = best_of(config.keep_best)
         value = sign * float(results[name])
         if math.isnan(value) or (self.best and value <= self.best["value"] * sign):
             return False
@@ -352,8 +355,8 @@ def _result_names(config, metrics):
 
 def _check_names(config, metrics, workdir):
     names = _result_names(config, metrics)
-    if config.keep_best and _best_of(config.keep_best)[0] not in names:
-        name = _best_of(config.keep_best)[0]
+    if config.keep_best and best_of(config.keep_best)[0] not in names:
+        name = best_of(config.keep_best)[0]
         raise UserError(
             f"config.keep_best={name!r} is not evaluated; there are {', '.join(names)}"
             f"{nearest(name, names)}"
@@ -381,7 +384,7 @@ LOWER_IS_BETTER = (
 )
 
 
-def _best_of(keep_best):
+def best_of(keep_best):
     """(metric, 1 or -1): ``"min:validation/x"``, ``"max:…"``, or told from the metric's name."""
     how, colon, name = keep_best.partition(":")
     if colon and how in ("min", "max"):

@@ -1,8 +1,11 @@
 """Reporting: progress, metrics.jsonl, TensorBoard and the learning curves of a run."""
 
 import contextlib
+import io
 import json
+import logging
 import math
+import socket
 import sys
 import time
 
@@ -16,10 +19,53 @@ TIMING = ("seconds", "steps_per_second")
 CURVES_EVERY = 30.0  # seconds between two drawings of the curves, at least
 
 
+_LOG = logging.getLogger("tinker.process")  # of this process; nowhere unless it is one of several
+_LOG.propagate = False
+_LOG.addHandler(logging.NullHandler())
+
+
 def say(message):
-    """Tells the user something in one line, once for all processes."""
+    """Tells the user something in one line, once for all processes; each notes it."""
+    _LOG.info(message)
     if jax.process_index() == 0:
         print(f"tinker: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def process_log(workdir):
+    """Where there are several processes, each keeps ``logs/process-I.log`` in the workdir.
+
+    It holds what the process did and when, and how it ended, with a traceback.
+    """
+    if jax.process_count() == 1 or workdir is None:
+        yield
+        return
+    me, count = jax.process_index(), jax.process_count()
+    path = workdir / "logs" / f"process-{me}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remote = "://" in str(workdir)  # an object store has no append: the whole at the end
+    before = path.read_text() if remote and path.exists() else ""
+    stream = io.StringIO() if remote else open(path, "a")  # noqa: SIM115
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    devices = len(jax.local_devices())
+    _LOG.info("process %d of %d on %s, %d devices", me, count, socket.gethostname(), devices)
+    try:
+        yield
+        _LOG.info("finished")
+    except SystemExit as error:
+        _LOG.info("ended: %s %s", type(error).__name__, error)
+        raise
+    except BaseException:
+        _LOG.exception("failed")
+        raise
+    finally:
+        _LOG.removeHandler(handler)
+        if remote:
+            write_whole(path, before + stream.getvalue())
+        stream.close()
 
 
 class Reporter:
@@ -64,6 +110,7 @@ class Reporter:
         if rate is not None:
             timing["steps_per_second"] = float(f"{rate:.4g}")
         self.rows.append(row | timing)
+        _LOG.info(json.dumps(row | timing))
         if self._file:
             self._file.write(json.dumps(row | timing) + "\n")
             self._file.flush()
@@ -162,8 +209,6 @@ def curves(rows, title=""):
     Returns:
       The bytes of a PNG.
     """
-    import io
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -213,6 +213,7 @@ def _set(config, dotted, value):
 
 # Below these keys the names are the user's (or a source's options).
 _FREE = ("config.data", "config.nets", "config.metrics", "config.arms", "config.tune")
+_FREE += ("config.launch.env",)
 
 
 def _open(node, path):

@@ -34,7 +34,8 @@ def folder(path):
     return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
-MAY_DIFFER = ("mesh", "profile")
+STARTS = ("launch", "sweep", "sweep_by")  # how runs are started, of no consequence for one
+MAY_DIFFER = ("mesh", "profile", *STARTS)
 
 
 def differences(there, here, free=MAY_DIFFER):
@@ -56,12 +57,15 @@ def _dotted(value, prefix=""):
 def claim_config(workdir, config, defaults=None):
     """Writes the config into a fresh workdir, or holds it to the one that is there.
 
-    ``defaults`` are of keys that may be newer than the run, by default a training job's.
+    Process 0 does so first; the others find its config and hold theirs to it. ``defaults`` are of
+    keys that may be newer than the run, by default a training job's.
 
     Raises:
       UserError: The workdir belongs to another config, with the differences; or to no run at all.
     """
     path, here = workdir / "config.json", plain(config)
+    if jax.process_index() > 0:
+        wait_for_all("config")
     if path.exists():
         # A key that is newer than the run had its default.
         defaults = plain(default_config()) if defaults is None else defaults
@@ -72,13 +76,26 @@ def claim_config(workdir, config, defaults=None):
             raise UserError(
                 f"{workdir} holds a run of another config: {shown}{more}. Take another workdir"
             )
-        return
-    for name in ("checkpoints", "metrics.jsonl", "curves.png"):
+    else:
+        _start_workdir(workdir, here)
+    if jax.process_index() == 0:
+        wait_for_all("config")
+
+
+def _start_workdir(workdir, config):
+    for name in ("checkpoints", "metrics.jsonl", "curves.png", "sweep.json"):
         if (workdir / name).exists():
             raise UserError(f"{workdir} has {name} but no config.json: take another workdir")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(here, indent=2) + "\n")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def wait_for_all(name):
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"tinker {name}")
 
 
 def _read_config(path):

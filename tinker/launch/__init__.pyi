@@ -1,0 +1,1 @@
+from .jobs import launch as launch
