@@ -1,4 +1,16 @@
 from .attention.api import flash_attention as flash_attention
+from .attention.patterns import FixedPattern as FixedPattern
+from .attention.patterns import LocalGlobalPattern as LocalGlobalPattern
 from .attention.patterns import LocalPattern as LocalPattern
+from .attention.patterns import StridedPattern as StridedPattern
+from .contrastive.api import contrastive_sigmoid as contrastive_sigmoid
+from .contrastive.api import contrastive_softmax as contrastive_softmax
+from .costs import CostFactors as CostFactors
+from .costs import squared_euclidean_factors as squared_euclidean_factors
+from .large_vocabulary.api import linear_cross_entropy as linear_cross_entropy
+from .sinkhorn.api import sinkhorn_update as sinkhorn_update
+from .sparse_ot.api import SparseColumns as SparseColumns
+from .sparse_ot.api import point_semi_dual as point_semi_dual
+from .sparse_ot.api import point_semi_dual_plan as point_semi_dual_plan
 from .tiled_matmul.api import matmul_logsumexp as matmul_logsumexp
 from .tiled_matmul.api import matmul_softplus_sum as matmul_softplus_sum

@@ -5,8 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
-from tinker.numerics.errors import check_choice
+from tinker.numerics.errors import UserError, check_choice
 
 VMEM_BYTES = 16 * 2**20  # what a TPU program may use of it unless told otherwise
 SMEM_BYTES = 227 * 2**10  # shared memory of a block on Hopper
@@ -32,15 +34,33 @@ def run_pallas(tpu, gpu, *arrays):
 
     Args:
       tpu: ``tpu(*arrays, interpret=False)``.
-      gpu: ``gpu(*arrays)``, for Hopper.
+      gpu: ``gpu(*arrays)``, for Hopper. A UserError of its own is raised where it is lowered for a
+        GPU, and nowhere else, though all forms are traced everywhere.
       *arrays: Pytrees of arrays.
 
     Returns:
       What they return.
     """
-    return jax.lax.platform_dependent(
-        *arrays, cpu=functools.partial(tpu, interpret=True), tpu=tpu, cuda=gpu
-    )
+    interpreted = functools.partial(tpu, interpret=True)
+
+    def gpu_or_refusal(*arrays):
+        try:
+            return gpu(*arrays)
+        except UserError as error:
+            zero = _refused.bind(jnp.zeros(()), message=str(error))
+            shapes = jax.eval_shape(interpreted, *arrays)
+            return jax.tree.map(lambda x: jnp.full(x.shape, zero, x.dtype), shapes)
+
+    return jax.lax.platform_dependent(*arrays, cpu=interpreted, tpu=tpu, cuda=gpu_or_refusal)
+
+
+def _refuse(_, *__, message):
+    raise UserError(message)
+
+
+_refused = Primitive("refused")
+_refused.def_abstract_eval(lambda x, *, message: x)
+mlir.register_lowering(_refused, _refuse)
 
 
 def check_vmem(name, blocks, scratch=(), limit=VMEM_BYTES):
@@ -63,6 +83,29 @@ def check_vmem(name, blocks, scratch=(), limit=VMEM_BYTES):
     if needed > limit:
         raise ValueError(f"{name} needs {needed:,} bytes of VMEM, of which there are {limit:,}")
     return needed
+
+
+def smem_stages(name, fixed, ring, limit=SMEM_BYTES):
+    """How many buffers of a ring fit in a Hopper block's shared memory, 4 at most.
+
+    Args:
+      name: Of the kernel.
+      fixed: ``(shape, dtype)`` of each buffer that is there once.
+      ring: Of each buffer that is there once a stage.
+      limit: Bytes, of which 4 KiB are kept for barriers and the compiler's reductions.
+
+    Raises:
+      ValueError: Not one fits.
+    """
+    fixed, each = (sum(_smem_bytes(*b) for b in buffers) for buffers in (fixed, ring))
+    stages = min(4, (limit - 4 * 2**10 - fixed) // each)
+    if stages < 1:
+        raise ValueError(f"{name} needs {fixed + each:,} bytes of shared memory, beyond {limit:,}")
+    return stages
+
+
+def _smem_bytes(shape, dtype):
+    return math.ceil(math.prod(shape) * jnp.dtype(dtype).itemsize / 1024) * 1024
 
 
 def _vmem_bytes(shape, dtype):

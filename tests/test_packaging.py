@@ -110,6 +110,8 @@ def test_the_wheel_trains_in_a_clean_venv(tmp_path):
 
 # Distributions whose import name is not their own.
 IMPORTED_AS = {
+    "ott-jax": "ott",
+    "pot": "ot",
     "importlib-resources": None,  # of tensorflow-datasets, which does not declare it
     "mnist1d": "mnist1d",
     "orbax-checkpoint": "orbax",

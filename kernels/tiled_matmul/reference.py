@@ -12,6 +12,8 @@ def scores(x, y, *, bias=None, softcap=None, exclude=None, precision=None):
         z += bias
     if softcap is not None:
         z = softcap * jnp.tanh(z / softcap)
+    if bias is not None:
+        z = jnp.where(bias > -jnp.inf, z, -jnp.inf)  # which the softcap would make finite
     if exclude is not None:
         z = jnp.where(jnp.arange(len(y)) == exclude[:, None], -jnp.inf, z)
     return z

@@ -390,3 +390,13 @@ def test_feature_mask_overwrites_its_share():
     np.testing.assert_array_equal(out[~masked], table[~masked])
     assert abs(masked.mean() - 0.25) < 0.02
     assert 0.1 < masked.mean(0).min() and masked.mean(1).std() > 0.05  # not whole columns or rows
+
+
+def test_shuffle_share_moves_its_share_and_loses_no_row():
+    rows = np.arange(200)[:, None] * np.ones((1, 3), int)
+    for share in (0.0, 0.25, 1.0):
+        moved = run(data.shuffle_share, rows, share=share)
+        np.testing.assert_array_equal(np.sort(moved[:, 0]), np.arange(200))
+        assert (moved[:, 0] != np.arange(200)).sum() == 200 * share
+    other = run(data.shuffle_share, rows, share=1.0, key=jax.random.key(9))
+    assert (other != moved).any()

@@ -47,3 +47,68 @@ def test_linear_target_is_linear_of_unit_weight():
     np.testing.assert_allclose(variances.mean(), 1, rtol=0.05)
     np.testing.assert_allclose(variances[0] / variances[-1], 100, rtol=0.15)
     np.testing.assert_allclose(variances[:-1] / variances[1:], 100 ** (1 / 5), rtol=0.15)
+
+
+def test_delayed_recall_hides_one_sign_and_asks_for_it():
+    world = data.delayed_recall(0, 500, length=40, cues=3, noise=5, ask=0.25)
+    tokens, where, distance = (world[k] for k in ("tokens", "where", "distance"))
+    sign = (1 <= tokens) & (tokens <= 3)
+    assert (sign.sum(1) == 1).all() and (sign == (distance == 0)).all()
+    np.testing.assert_array_equal(world["targets"][:, 0], tokens[sign])
+    assert (world["targets"] == world["targets"][:, :1]).all()
+    assert (where == (tokens == 0)).all() and where[:, -1].all() and not where[distance <= 0].any()
+    assert tokens.max() == 8 and sign[:, :20].sum() == 500 and sign[:, 19].any()
+    np.testing.assert_allclose(where[:, :-1][distance[:, :-1] > 0].mean(), 0.25, atol=0.02)
+    assert len(np.unique(world["targets"])) == 3 and where.dtype == bool
+
+
+AREAS = {  # of figures of radius 1, by hand
+    "circle": np.pi,
+    "square": 1.7**2,
+    "triangle": 1.65**2 / np.sqrt(3),
+    "diamond": 2 * (0.75 / 0.707) ** 2,
+    "cross": 2 * 0.6 * 2 - 0.36,
+    "ring": np.pi * (0.97**2 - 0.53**2),
+}
+SHADES = {
+    "red": "100",
+    "green": "010",
+    "blue": "001",
+    "yellow": "110",
+    "cyan": "011",
+    "white": "111",
+}
+
+
+def test_shapes_are_as_their_captions_say():
+    world = data.captioned_shapes(5, 900, side=48, noise=0.0)
+    ink = world["image"] - np.median(world["image"], (1, 2), keepdims=True)
+    there = np.abs(ink).max(-1) / np.abs(ink).max((1, 2, 3))[:, None, None]
+    words = np.array(data.CAPTION_WORDS)[world["caption"]]
+    assert len(set(data.CAPTION_WORDS)) == len(data.CAPTION_WORDS) == world["caption"].max() + 1
+    place = (np.arange(48) + 0.5) / 16
+    for axis, names in ((1, ("top", "middle", "bottom")), (2, ("left", "centre", "right"))):
+        weight = there.sum(3 - axis)
+        found = np.array(names)[(weight @ place / weight.sum(1)).astype(int)]
+        np.testing.assert_array_equal(found, words[:, 2 + axis])
+    brightest = there.reshape(900, -1).argmax(1)
+    shade = world["image"].reshape(900, -1, 3)[np.arange(900), brightest]
+    for name, bits in SHADES.items():
+        mine = shade[words[:, 1] == name] > 0.5
+        np.testing.assert_array_equal(mine, np.broadcast_to([b == "1" for b in bits], mine.shape))
+    for i, size in enumerate(("small", "medium", "large")):
+        for figure, area in AREAS.items():
+            mine = there[(words[:, 0] == size) & (words[:, 2] == figure)].sum((1, 2))
+            radii = np.sqrt(mine / area) / 2  # pixels of an image of 24
+            assert abs(radii.mean() - 1.9 - i) < 0.12 and np.ptp(radii) < 0.75, (size, figure)
+
+
+def test_several_shapes_stand_in_different_cells():
+    world = data.captioned_shapes(2, 300, objects=3, side=16)
+    tokens = world["caption"].reshape(300, 3, 5)
+    cells = np.sort(tokens[..., 3] * 100 + tokens[..., 4], 1)
+    assert (np.diff(cells, axis=1) > 0).all()
+    again = data.captioned_shapes(2, 300, objects=3, side=16)
+    np.testing.assert_array_equal(world["image"], again["image"])
+    assert world["image"].shape == (300, 16, 16, 3) and world["image"].dtype == np.float32
+    assert world["caption"].dtype == np.int32 and world["caption"].max() < len(data.CAPTION_WORDS)

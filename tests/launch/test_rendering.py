@@ -42,6 +42,8 @@ CASES = {
     ),
     "slurm_sweep.sh": lambda: _slurm(make(points=16, parallel=4)),
     "slurm_bucket.sh": lambda: _slurm(make(BUCKET)),
+    "slurm_backslash.sh": lambda: _slurm(make("/shared/a\\b 50%")),
+    "slurm_percent.sh": lambda: _slurm(make("/shared/50%")),
     "local_one.txt": lambda: _commands(local.commands(make(), 1234, python="python")),
     "local_four.txt": lambda: _commands(
         local.commands(make(processes=2, nodes=2, devices=2, **FULL), 1234, python="python")

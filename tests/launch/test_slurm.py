@@ -72,7 +72,7 @@ def wait_for(slurm, number, *wanted, seconds=600):
 def wait_for_checkpoint(workdir, seconds=600):
     end, saved = time.monotonic() + seconds, workdir / "checkpoints"
     while not (saved.exists() and any(p.name.isdigit() for p in saved.iterdir())):
-        assert time.monotonic() < end, _logs(workdir)
+        assert time.monotonic() < end, f"no checkpoint; {_logs(workdir)}"
         time.sleep(0.1)
 
 
@@ -100,7 +100,7 @@ def test_sbatch_accepts_the_script_and_refuses_a_wrong_one(slurm, job, tmp_path,
 def test_a_preempted_job_saves_and_goes_on(slurm, job, tmp_path, awkward):
     """Two processes, which JAX finds by itself; another job takes the node from them."""
     job.write_text(JOB.format(steps=400))
-    workdir = tmp_path / awkward
+    workdir = tmp_path / awkward.replace("\\", "")
     number = launch(slurm, job, workdir, "--config.launch.processes=2")
     wait_for_checkpoint(workdir)
     urgent = ["sbatch", "--partition=high", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1"]

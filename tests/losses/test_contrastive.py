@@ -1,5 +1,6 @@
-"""The supervised contrastive loss against loops, its authors' code and its reductions."""
+"""Contrastive losses against loops, their authors' code and their reductions."""
 
+import functools
 import json
 
 import jax
@@ -184,3 +185,133 @@ def test_mistakes_are_told():
         losses.supcon(Z, LABELS[:5])
     with pytest.raises(AssertionError):
         losses.supcon(Z[0, 0], LABELS)
+
+
+# Matching rows: info_nce and siglip.
+
+X = RNG.normal(size=(5, 3)).astype(np.float32)
+Y = RNG.normal(size=(5, 3)).astype(np.float32)
+EVERY = np.ones(5, bool)
+
+
+@jax.jit
+def matched(x, y, temperature, bias, where):
+    """All losses of matching rows."""
+    options = {"temperature": temperature, "where": where}
+    one = losses.info_nce(x, y, **options)
+    both = losses.info_nce(x, y, symmetric=True, **options)
+    return one, both, losses.siglip(x, y, bias=bias, **options)
+
+
+@jax.jit
+def matched_slopes(x, y, temperature, bias, where):
+    """The gradients of their sums, for everything but ``where``."""
+    jacobian = jax.jacrev(
+        lambda *args: jnp.stack([loss.sum() for loss in matched(*args, where)]), (0, 1, 2, 3)
+    )
+    return jacobian(x, y, temperature, bias)
+
+
+def shares(x, y, temperature):
+    """-log of the share of the match among all, by loops over unit rows."""
+    x, y = unit(x.astype(float)), unit(y.astype(float))
+    out = []
+    for i in range(len(x)):
+        scores = [np.exp(x[i] @ y[j] / temperature) for j in range(len(y))]
+        out.append(-np.log(scores[i] / sum(scores)))
+    return np.array(out)
+
+
+def coins(x, y, temperature, bias):
+    """-log of the probability that of all pairs just the matching ones match, by loops."""
+    x, y, out = unit(x.astype(float)), unit(y.astype(float)), np.zeros(len(x))
+    for i in range(len(x)):
+        for j in range(len(y)):
+            match = 1 / (1 + np.exp(-(x[i] @ y[j] / temperature + bias)))
+            out[i] -= np.log(match if i == j else 1 - match)
+    return out
+
+
+def test_losses_of_matching_rows_are_the_loops_and_where_drops_rows():
+    order = RNG.permutation(5)
+    for where in (EVERY, np.array([True, True, False, True, False])):
+        one, both, pairs = matched(X, Y, 0.2, -1.5, where)
+        x, y = X[where], Y[where]
+        forth, back = shares(x, y, 0.2), shares(y, x, 0.2)
+        np.testing.assert_allclose(one[where], forth, rtol=2e-5)
+        np.testing.assert_allclose(both[where], (forth + back) / 2, rtol=2e-5)
+        np.testing.assert_allclose(pairs[where], coins(x, y, 0.2, -1.5), rtol=2e-5)
+        assert not any(np.any(loss[~where]) for loss in (one, both, pairs))
+        again = matched(3 * X[order], Y[order] / 7, 0.2, -1.5, where[order])
+        for a, b in zip(again, (one, both, pairs)):  # of no order, and of directions alone
+            np.testing.assert_allclose(a, b[order], rtol=2e-5)
+    assert losses.info_nce.batch_coupled and losses.siglip.batch_coupled
+
+
+def test_losses_of_matching_rows_are_the_authors():
+    big_vision, inf_clip = json.loads(
+        (ROOT / "tests" / "golden" / "contrastive_pairs.json").read_text()
+    )
+    with jax.enable_x64(True):
+        for case in big_vision["cases"]:
+            scale = np.exp(case["log_scale"])
+            args = np.array(case["x"]), np.array(case["y"]), 1 / scale, np.array(case["bias"])
+            np.testing.assert_allclose(matched(*args, EVERY)[2].mean(), case["loss"], rtol=1e-6)
+            of_x, _, of_temperature, of_bias = (s[2] / 5 for s in matched_slopes(*args, EVERY))
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+            close(of_x, case["grad_x"])
+            close(-of_temperature / scale, case["grad_log_scale"])
+            close(of_bias, case["grad_bias"])
+        for case in inf_clip["cases"]:
+            args = np.array(case["x"]), np.array(case["y"]), 1 / np.array(case["scale"])
+            _, both, _ = matched(*args, np.array(0.0), EVERY)
+            np.testing.assert_allclose(both.mean(), case["loss"], rtol=1e-6)
+
+
+def test_gradients_of_losses_of_matching_rows():
+    args = [np.float64(a) for a in (X, Y, 0.3, -2.0)]
+    where = np.array([True, True, False, True, True])
+    ahead = [RNG.normal(size=a.shape) for a in args]
+    with jax.enable_x64(True):
+
+        def sums(step):
+            moved = [a + step * d for a, d in zip(args, ahead)]
+            return np.array([loss.sum() for loss in matched(*moved, where)])
+
+        slopes = matched_slopes(*args, where)
+        for i, difference in enumerate((sums(1e-5) - sums(-1e-5)) / 2e-5):
+            along = sum(np.vdot(slope[i], d) for slope, d in zip(slopes, ahead))
+            np.testing.assert_allclose(along, difference, rtol=1e-6)
+
+
+def test_corners_of_losses_of_matching_rows():
+    alike, none = np.tile(X[:1], (5, 1)), np.zeros(5, bool)
+    for x, y in ((X * 0, Y), (alike, alike), (X * 1e4, Y * 1e-4)):
+        for temperature in (0.1, 1e-4):  # of scores up to 1e4
+            for where in (EVERY, none):
+                found = matched(x, y, temperature, -10.0, where)
+                slopes = matched_slopes(x, y, temperature, -10.0, where)
+                assert all(np.isfinite(a).all() for a in jax.tree.leaves((found, slopes)))
+                assert where.any() or not any(np.any(a) for a in jax.tree.leaves((found, slopes)))
+    one, both, pairs = matched(alike, alike, 0.1, -10.0, EVERY)
+    np.testing.assert_allclose([one, both], np.log(5), rtol=1e-5)
+    np.testing.assert_allclose(pairs, 5 * np.log(2), rtol=1e-4)  # scores of 10 less the bias
+    single = matched(X, Y, 0.1, -10.0, np.arange(5) == 2)
+    np.testing.assert_allclose(single[:2], 0, atol=1e-5)
+
+    @jax.jit
+    def alone(x):  # a batch of one, in bfloat16, and the numbers that are there by default
+        return losses.info_nce(x, x), losses.siglip(x, x)
+
+    softmax, sigmoid = alone(jnp.asarray(X[:1], jnp.bfloat16))
+    assert softmax.dtype == sigmoid.dtype == jnp.float32 and softmax.shape == (1,)
+    np.testing.assert_allclose([softmax[0], sigmoid[0]], [0, np.log(2)], atol=1e-3)
+
+
+def test_mistakes_with_matching_rows_are_told():
+    with pytest.raises(UserError, match="implementation"):
+        losses.info_nce(X, Y, implementation="dense")
+    with pytest.raises(UserError, match="axis='data' is of no mesh"):
+        losses.siglip(X, Y, axis="data")
+    with pytest.raises(AssertionError):
+        losses.info_nce(X, Y[:4])

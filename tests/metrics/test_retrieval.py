@@ -67,3 +67,22 @@ def test_the_query_itself_is_never_found():
     np.testing.assert_allclose(precision(x, labels), (1 / 3 + 1 / 2 + 1 / 2 + 1) / 4, rtol=1e-6)
     with pytest.raises(AssertionError):
         metrics.recall_at_k(x, labels[:3])
+
+
+def test_matching_recall_is_the_mean_over_random_orders_of_ties():
+    queries, items = (RNG.normal(size=(10, 3)).astype(np.float32) for _ in "qi")
+    queries = queries + 2 * items
+    items[[3, 5, 8]] = items[3]  # three of one caption
+    similarity = cosine_similarity(queries.astype(np.float64), items.astype(np.float64))
+    similarity[:, [5, 8]] = similarity[:, [3]]
+    matching = jax.jit(metrics.matching_recall, static_argnames=("k", "chunk"))
+    for k in (1, 2, 10):
+        hits = []
+        for _ in range(4000):
+            order = RNG.permutation(10)
+            ranked = order[np.argsort(-similarity[:, order], 1, kind="stable")]
+            hits.append([i in ranked[i, :k] for i in range(10)])
+        found = matching(queries * 7, items, k=k, chunk=4)
+        np.testing.assert_allclose(found, np.mean(hits), atol=0.01)
+    np.testing.assert_allclose(matching(queries, np.ones_like(items), k=3), 0.3, rtol=1e-6)
+    assert metrics.matching_recall.whole_split

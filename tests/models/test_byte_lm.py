@@ -9,7 +9,8 @@ import pytest
 
 from tests.models.drawing import double, drawn, jit
 from tests.models.test_vision_transformer import block, layer_norm
-from tinker import models
+from tinker import models, nn
+from tinker.kernels import flash_attention
 from tinker.models import stack_layers
 from tinker.numerics import UserError
 
@@ -66,6 +67,23 @@ def test_the_future_does_not_change_the_past():
         after = run(changed)
         np.testing.assert_array_equal(after[:, :t], before[:, :t])
         assert np.abs(after[:, t:] - before[:, t:]).max((0, 2)).min() > 1e-4
+
+
+def test_no_mask_is_held_and_biases_are_returned():
+    fields = dict(attention_fn=flash_attention, position_fn=None, bias_fn=nn.alibi)
+    flash = MODEL.clone(**fields)
+    whole = jit(flash.apply)(VARIABLES, TOKENS)
+    assert whole["bias"]["key_bias"].shape == (2, 1, 2, 12)
+    linear = -np.array([2**-4, 2**-8])[:, None, None] * (np.arange(12)[:, None] - np.arange(12))
+
+    def attend(query, key, value, bias, mask, is_causal):
+        assert bias is mask is None and is_causal
+        bias = linear[None].astype(np.float32)
+        return jax.nn.dot_product_attention(query, key, value, bias, is_causal=True)
+
+    same = MODEL.clone(attention_fn=attend, position_fn=None)
+    logits = jit(same.apply)(VARIABLES, TOKENS)["logits"]
+    np.testing.assert_allclose(whole["logits"], logits, rtol=1e-4, atol=1e-5)
 
 
 def through_the_cache(model, variables, tokens, prefill, size):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.models.drawing import drawn, jit
 from tinker import nn
+from tinker.kernels import flash_attention
 from tinker.models import stack_layers
 from tinker.numerics import UserError
 
@@ -137,6 +138,59 @@ def test_the_hook_sees_layers_and_carries_its_dict():
     assert [x.shape[1] for x in aux["intermediates"].values()] == [3, 2] and y.shape[1] == 2
 
 
+def test_causal_attention_needs_no_mask():
+    layer = nn.Attention(2)
+    variables = drawn(layer, X)
+
+    def run(variables):
+        flash = layer.clone(attention_fn=flash_attention)
+        options = dict(key_bias=jnp.zeros((1, 2, 5)))
+        return (
+            layer.apply(variables, X, mask=MASK),
+            layer.apply(variables, X, is_causal=True),
+            flash.apply(variables, X, is_causal=True, **options),
+        )
+
+    masked, *others = jit(run)(variables)
+    for x in others:
+        np.testing.assert_allclose(x, masked, atol=1e-5)
+
+
+def test_biases_are_of_each_block_and_are_handed_on():
+    seen = []
+
+    def first(tokens, keys, info):
+        seen.append(sorted(info))
+        return tokens, {"kept": tokens.mean()}
+
+    model = nn.Transformer(2, 2, attention_fn=flash_attention, bias_fn=nn.cable)
+    variables = drawn(model, X)
+    for i in range(2):
+        assert variables["params"][f"blocks_{i}"]["cable"]["kernel"].shape == (8, 2)
+
+    def run(variables):
+        options = dict(is_causal=True)
+        changed = [dict(token_fn=first), dict(remat="full"), dict(scan=True)]
+        found = [model.apply(variables, X, **options)]
+        for fields in changed:
+            given = stack_layers(variables) if "scan" in fields else variables
+            found.append(model.clone(**fields).apply(given, X, **options))
+        alibi = model.clone(bias_fn=nn.alibi).apply(variables, X, **options)[1]
+        return found, alibi
+
+    found, alibi = jit(run)(variables)
+    (x, aux), *others = found
+    assert aux["bias"]["key_bias"].shape == (2, 2, 2, 5)
+    assert np.abs(aux["bias"]["key_bias"][0] - aux["bias"]["key_bias"][1]).min() > 1e-3
+    for y, other in others:
+        np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            other["bias"]["query_bias"], aux["bias"]["query_bias"], rtol=1e-4, atol=1e-5
+        )
+    assert seen[0] == ["layer", "queries"] and "bias" not in others[0][1]["info"]
+    np.testing.assert_allclose(alibi["bias"]["key_bias"][1, 0, 0], np.arange(5) / 16)
+
+
 def test_mistakes_are_told_in_one_line():
     init = lambda model: jax.eval_shape(model.init, jax.random.key(0), X)  # noqa: E731
     with pytest.raises(UserError, match="token_fn .* needs scan=False"):
@@ -145,3 +199,6 @@ def test_mistakes_are_told_in_one_line():
         init(nn.Transformer(2, 2, remat="ful"))
     with pytest.raises(UserError, match="num_heads=3 does not divide a width of 8"):
         init(nn.Transformer(2, 3))
+    block, key = nn.Block(2, bias_fn=nn.alibi), jax.random.key(0)
+    with pytest.raises(UserError, match="a cache does not keep what it gives"):
+        block.init(key, X, cache=(np.zeros((2, 5, 2, 4)),) * 2)

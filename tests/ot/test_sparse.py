@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment, minimize
 from tests.conftest import ROOT
 from tests.models.drawing import jit
 from tinker import ot
+from tinker.kernels import point_semi_dual_plan, squared_euclidean_factors
 from tinker.numerics import UserError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "sparse_ot.json").read_text())
@@ -199,6 +200,64 @@ def test_one_row_a_column_is_the_assignment():
     np.testing.assert_allclose(out.plan, expected, atol=1e-6)
     assert out.converged and out.error < 1e-5
     np.testing.assert_allclose(out.value, (cost * expected).sum() + 0.5 / 6, rtol=1e-5)
+
+
+X, Y = RNG.uniform(size=(30, 2)), RNG.uniform(size=(20, 2)) + 0.2
+CLOUDS = [v.astype(np.float32) for v in (X, Y)]
+MASSES = [RNG.dirichlet(np.full(n, 5.0)).astype(np.float32) for n in (30, 20)]
+
+
+@functools.partial(jit, static_argnames="k")
+def from_points(x, y, a, b, k, gamma):
+    """The solution, a matrix of its plan, and the slopes of its value in the points and masses."""
+
+    def value(x, y, a, b):
+        cost = squared_euclidean_factors(x, y)
+        out = ot.sparse_point_transport(cost, a, b, k=k, gamma=gamma, tolerance=1e-5)
+        return out.value, out
+
+    (_, out), slopes = jax.value_and_grad(value, range(4), has_aux=True)(x, y, a, b)
+    cost = squared_euclidean_factors(x, y)
+    plan = point_semi_dual_plan(out.potentials[0], cost, b, k=k or len(x), gamma=gamma)
+    matrix = jnp.zeros((len(y), len(x)))
+    return out, jnp.put_along_axis(matrix, *plan, 1, inplace=False).T, slopes
+
+
+def test_points_are_transported_as_their_costs_say():
+    a, b = MASSES
+    cost = np.square(X[:, None] - Y).sum(-1)
+    options = {"k": 30, "gamma": 5.0, "tolerance": 1e-5}
+    dense = solve(cost.astype(np.float32), a, b, **options)
+    out, plan, (dx, dy, da, db) = from_points(*CLOUDS, a, b, None, 5.0)
+    assert out.plan is None and out.converged and out.error <= 1e-5
+    assert abs(out.num_iterations - dense.num_iterations) <= 10
+    np.testing.assert_allclose(plan, dense.plan, atol=1e-5)
+    np.testing.assert_allclose(plan.sum(1), a, atol=1e-5)
+    np.testing.assert_allclose(out.value, dense.value, rtol=1e-5)
+    alpha, beta = map(np.asarray, out.potentials)
+    over = np.maximum(alpha[:, None] + beta - cost, 0.0) / 5.0
+    np.testing.assert_allclose(over, plan, atol=1e-5)
+    gaps = 2 * np.asarray(plan)[..., None] * (X[:, None] - Y)
+    np.testing.assert_allclose(dx, gaps.sum(1), atol=1e-5)
+    np.testing.assert_allclose(dy, -gaps.sum(0), atol=1e-5)
+    np.testing.assert_allclose(da, alpha, atol=1e-6)
+    np.testing.assert_allclose(db, beta, atol=1e-5)
+
+
+def test_points_keep_to_their_number_of_nonzeros():
+    a, b = MASSES
+    out, plan, _ = from_points(*CLOUDS, a, b, 2, 5.0)
+    assert out.plan.indices.shape == (20, 2)
+    np.testing.assert_allclose(out.plan.values.sum(1), b, rtol=1e-5)
+    for j, (rows, values) in enumerate(zip(*out.plan, strict=True)):
+        np.testing.assert_allclose(plan[rows, j], values, atol=1e-7)
+    np.testing.assert_allclose(out.error, np.abs(plan.sum(1) - a).sum(), atol=1e-6)
+    cost = np.square(X[:, None] - Y).sum(-1).astype(np.float32)
+    dense = solve(cost, a, b, k=2, gamma=5.0, tolerance=1e-5)
+    # both come to an end near the maximum of what is not smooth
+    np.testing.assert_allclose(out.value, dense.value, atol=2e-3)
+    again = ot.sparse_semi_dual(out.potentials[0], cost, a, b, k=2, gamma=5.0)
+    np.testing.assert_allclose(out.value, again, rtol=1e-5)
 
 
 def test_routing_fills_experts_and_has_gradients():

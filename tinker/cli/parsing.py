@@ -90,6 +90,7 @@ EXAMPLES = {
 """,
 }
 
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are UserErrors, with the nearest match."""
 

@@ -13,6 +13,7 @@ from .augmentations import random_flip as random_flip
 from .augmentations import random_resized_crop as random_resized_crop
 from .augmentations import random_shift as random_shift
 from .augmentations import resample as resample
+from .augmentations import shuffle_share as shuffle_share
 from .augmentations import time_jitter as time_jitter
 from .batching import batch_indices as batch_indices
 from .batching import batches as batches
@@ -26,6 +27,9 @@ from .loading import Dataset as Dataset
 from .loading import hold_out as hold_out
 from .loading import load as load
 from .loading import sources as sources
+from .synthetic import CAPTION_WORDS as CAPTION_WORDS
+from .synthetic import captioned_shapes as captioned_shapes
+from .synthetic import delayed_recall as delayed_recall
 from .synthetic import gaussian_blobs as gaussian_blobs
 from .synthetic import linear_regression as linear_regression
 from .synthetic import two_moons as two_moons

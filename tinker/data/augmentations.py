@@ -447,3 +447,21 @@ def feature_mask(key, features, *, probability=0.2, fill=0.0):
     chex.assert_rank(features, 2)
     masked = jax.random.bernoulli(key, probability, features.shape)
     return jnp.where(masked, jnp.asarray(fill, features.dtype), features)
+
+
+def shuffle_share(key, x, *, share):
+    """Exchanges a share of the rows of a batch, so that they no longer match another array's.
+
+    Args:
+      key: A jax random key.
+      x: ``[batch, …]``.
+      share: Of rows that get another's place, in [0, 1]; a single row cannot be moved.
+
+    Returns:
+      The batch, ``[batch, …]``.
+
+    Source: Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343 ("batch
+      alignment").
+    """
+    moved = jax.random.permutation(key, len(x))[: round(share * len(x))]
+    return x.at[moved].set(x[jnp.roll(moved, 1)])

@@ -57,8 +57,8 @@ def script(job, python=sys.executable):
 
 
 def _log(job):
-    """Where the output of a job goes, in the notation of sbatch; its default for a bucket."""
-    if "://" in job.workdir:
+    """Where the output of a job goes, in the notation of sbatch; None for its default."""
+    if "://" in job.workdir or "\\" in job.workdir:  # with a backslash sbatch replaces no %j
         return None
     return f"{job.workdir.replace('%', '%%')}/logs/slurm-{'%A_%a' if job.points else '%j'}.log"
 

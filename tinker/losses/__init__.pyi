@@ -3,9 +3,10 @@ from .classification import focal as focal
 from .classification import poly1_cross_entropy as poly1_cross_entropy
 from .classification import poly1_focal as poly1_focal
 from .classification import squared_error as squared_error
+from .contrastive import info_nce as info_nce
+from .contrastive import siglip as siglip
 from .contrastive import supcon as supcon
 from .ensembles import mean_over_members as mean_over_members
-from .pairs import info_nce as info_nce
 from .self_supervised import dino_loss as dino_loss
 from .self_supervised import ibot_loss as ibot_loss
 from .self_supervised import prototype_logits as prototype_logits

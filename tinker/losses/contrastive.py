@@ -1,12 +1,112 @@
-"""Contrastive losses of views that carry labels."""
+"""Contrastive losses: of matching rows, and of views that carry labels."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from tinker.kernels import contrastive_sigmoid, contrastive_softmax
 from tinker.numerics import check_choice, l2_normalize
 
 VARIANTS = ("out", "in")
+
+
+def info_nce(
+    queries,
+    keys,
+    *,
+    temperature=0.1,
+    symmetric=False,
+    where=None,
+    axis=None,
+    precision="highest",
+    implementation=None,
+):
+    r"""The contrastive loss of matching rows, every other row a negative.
+
+    .. math:: \ell_i = -\log \frac{\exp(\langle q_i, k_i \rangle / \tau)}
+                                  {\sum_j \exp(\langle q_i, k_j \rangle / \tau)}
+
+    with q and k scaled to unit length; or, symmetric, the mean of that and of the same with q and k
+    exchanged, which is CLIP's loss. A zero row stays zero. Of large batches the scores are never
+    held, see :func:`tinker.kernels.contrastive_softmax`.
+
+    Args:
+      queries: q, ``[batch, dim]``, any float dtype; computed in float32 at least.
+      keys: k, ``[batch, dim]``; row i matches query i.
+      temperature: :math:`\tau` > 0, a number or ``[]``; it may be learned, as the output of a
+        network such as :class:`tinker.nn.LearnedScalar`.
+      symmetric: Whether keys look for their queries too.
+      where: Optional boolean ``[batch]``; False rows return 0 and are nobody's negative.
+      axis: None, or the axis (or axes) of the mesh around which blocks of rows go in a ring, under
+        ``with jax.set_mesh(mesh)``: memory of a device is then that of its rows.
+      precision: Of the scores, as in ``jax.lax.dot``.
+      implementation: See :mod:`tinker.kernels`.
+
+    Returns:
+      Loss per query in nats, ``[batch]``, float32. Couples the batch.
+
+    Raises:
+      UserError: An unknown implementation, or an axis that the mesh lacks or cannot split by.
+
+    Source: Representation Learning with Contrastive Predictive Coding, 2018, arXiv:1807.03748,
+      Eq. 4, with the cosine similarity of SimCLR; in tiles and rings Breaking the Memory Barrier:
+      Near Infinite Batch Size Scaling for Contrastive Loss, 2024, arXiv:2410.17243, Section 3.
+    """
+    options = {"axis": axis, "precision": precision, "implementation": implementation}
+    queries, keys = l2_normalize(queries) / temperature, l2_normalize(keys)
+    return contrastive_softmax(queries, keys, symmetric=symmetric, where=where, **options)
+
+
+info_nce.batch_coupled = True
+
+
+def siglip(
+    x,
+    y,
+    *,
+    temperature=0.1,
+    bias=-10.0,
+    where=None,
+    axis=None,
+    precision="highest",
+    implementation=None,
+):
+    r"""Logistic regression of whether rows match, of all pairs in the batch.
+
+    .. math:: \ell_i = -\sum_j \log \sigma\big(s_{ij} (\langle x_i, y_j \rangle / \tau + b)\big),
+              \qquad s_{ij} = 1 \text{ where } i = j, \text{ else } -1
+
+    with x and y scaled to unit length. A zero row stays zero. Temperature and bias are learned:
+    the paper's t' is :math:`-\log \tau`, the logarithm of which :class:`tinker.nn.LearnedScalar`
+    learns, and starts at log 10 as does the default. Its bias starts at -10, for batches of
+    thousands; at -log(batch - 1) the matching pairs and all others pull alike, and the authors'
+    configuration for batches of 512 has -2.71.
+
+    Args:
+      x: ``[batch, dim]``, any float dtype; computed in float32 at least.
+      y: ``[batch, dim]``; row i matches row i of x.
+      temperature: :math:`\tau` > 0, a number or ``[]``.
+      bias: b, a number or ``[]``.
+      where: Optional boolean ``[batch]``; False rows return 0 and are in no pair.
+      axis: As for :func:`info_nce`.
+      precision: Of the scores, as in ``jax.lax.dot``.
+      implementation: See :mod:`tinker.kernels`.
+
+    Returns:
+      Loss per row of x in nats, summed over all rows of y, ``[batch]``, float32. Couples the batch.
+
+    Raises:
+      UserError: An unknown implementation, or an axis that the mesh lacks or cannot split by.
+
+    Source: Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343, Algorithm 1.
+    """
+    options = {"axis": axis, "precision": precision, "implementation": implementation}
+    return contrastive_sigmoid(
+        l2_normalize(x) / temperature, l2_normalize(y), bias, where=where, **options
+    )
+
+
+siglip.batch_coupled = True
 
 
 def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):

@@ -16,5 +16,6 @@ from .prediction import target_probability as target_probability
 from .probes import LinearProbe as LinearProbe
 from .probes import knn_accuracy as knn_accuracy
 from .probes import linear_probe as linear_probe
+from .retrieval import matching_recall as matching_recall
 from .retrieval import mean_average_precision as mean_average_precision
 from .retrieval import recall_at_k as recall_at_k

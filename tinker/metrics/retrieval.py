@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tinker.numerics import cosine_similarity, nearest_neighbors
+from tinker.numerics import cosine_similarity, l2_normalize, nearest_neighbors
 
 
 def _mean_over(values, where):
@@ -81,3 +81,43 @@ def mean_average_precision(
 
 
 mean_average_precision.whole_split = True
+
+
+def matching_recall(
+    queries,
+    items,
+    *,
+    k=1,
+    chunk=1024,  # mutate: equivalent, it trades memory for time
+):
+    """The share of queries whose own item is among the k nearest, over a whole split.
+
+    By cosine similarity; items at the same distance, such as images of one caption, come in an
+    order drawn at random, over which this is the mean.
+
+    Args:
+      queries: ``[n, dim]``, of any length.
+      items: ``[n, dim]``; row i is query i's.
+      k: Items looked at.
+      chunk: How many queries are ranked at once; memory is O(chunk n).
+
+    Returns:
+      A scalar in [0, 1], float32.
+
+    Source: Sigmoid Loss for Language Image Pre-Training, ICCV 2023, arXiv:2303.15343 (retrieval,
+      from images to texts and back).
+    """
+    chex.assert_equal_shape([queries, items])
+    queries, items = l2_normalize(queries), l2_normalize(items)
+
+    def of_one(query):
+        embedding, row = query
+        similarity = jnp.sum(embedding * items, -1)
+        before, level = similarity > similarity[row], similarity == similarity[row]
+        return jnp.clip((k - before.sum()) / level.sum(), 0.0, 1.0)
+
+    rows = jnp.arange(len(items))
+    return jnp.mean(jax.lax.map(of_one, (queries, rows), batch_size=chunk))
+
+
+matching_recall.whole_split = True

@@ -9,4 +9,5 @@ from .siamese import Siamese as Siamese
 from .stacking import stack_layers as stack_layers
 from .stacking import unstack_layers as unstack_layers
 from .tabular import TabM as TabM
+from .text import TextEncoder as TextEncoder
 from .vision_transformer import ViT as ViT

@@ -36,10 +36,12 @@ class ByteLM(nn.Module):
       mlp_ratio: Width of the feed-forward's hidden layer over ``width``.
       dropout: Dropout of the embedded tokens and in every block.
       tie: Whether logits are products with the embeddings; otherwise a ``head`` computes them.
-      attention_fn: Of the signature of ``jax.nn.dot_product_attention`` or flax's, see
-        :class:`tinker.nn.Attention`. It is given a causal mask.
+      attention_fn: Of the signature of ``jax.nn.dot_product_attention``. It is given ``is_causal``,
+        or with a cache, where keys stand in a ring, a mask.
       position_fn: ``position_fn(x, positions) -> x`` on queries and keys; None leaves the order of
-        tokens to the causal mask.
+        tokens to ``bias_fn`` and causality.
+      bias_fn: ``bias_fn(x, positions, heads) -> dict``, further keywords of ``attention_fn``; see
+        :class:`tinker.nn.Block`. It allows no cache.
       quantize_fn: ``quantize_fn(x) -> x`` applied to what each matrix of the model reads.
       scan: Whether blocks run by ``jax.lax.scan``; their parameters are then stacked.
       remat: What backpropagation recomputes, see :class:`tinker.nn.Transformer`.
@@ -57,6 +59,7 @@ class ByteLM(nn.Module):
     tie: bool = True
     attention_fn: Callable = jax.nn.dot_product_attention
     position_fn: Callable | None = rope
+    bias_fn: Callable | None = None
     quantize_fn: Callable = identity
     scan: bool = False
     remat: str | None = None
@@ -76,7 +79,8 @@ class ByteLM(nn.Module):
         Returns:
           ``logits`` ``[batch, tokens, vocab]`` of each next token; ``embeddings`` ``[batch,
           tokens, width]``, what the logits are computed from; ``intermediates`` if asked for,
-          ``{"blocks_0": [batch, tokens, width], …}``; ``cache``, the new one, if one was given.
+          ``{"blocks_0": [batch, tokens, width], …}``; ``cache``, the new one, if one was given;
+          ``bias``, what ``bias_fn`` returned, the blocks' along a first axis.
         """
         if tokens.ndim != 2:
             raise UserError(f"ByteLM reads tokens [batch, tokens], not of shape {tokens.shape}")
@@ -92,7 +96,7 @@ class ByteLM(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(embed(tokens))
         positions = jnp.arange(count) + (0 if cache is None else cache.position)
         # Slots of a ring not yet written are those of positions still to come.
-        slots = jnp.arange(count if cache is None else size)
+        mask = None if cache is None else (jnp.arange(size) <= positions[:, None])[None, None]
         x, aux = Transformer(
             self.depth,
             self.heads,
@@ -101,13 +105,15 @@ class ByteLM(nn.Module):
             dtype=self.dtype,
             attention_fn=self.attention_fn,
             position_fn=self.position_fn,
+            bias_fn=self.bias_fn,
             quantize_fn=self.quantize_fn,
             scan=self.scan,
             remat=self.remat,
             name="transformer",
         )(
             x,
-            mask=(slots <= positions[:, None])[None, None],
+            mask=mask,
+            is_causal=cache is None,
             positions=positions,
             cache=None if cache is None else (cache.keys, cache.values),
             deterministic=not train,

@@ -1,6 +1,6 @@
 """The pre-norm transformer: attention, feed-forward, block and stack of blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +26,8 @@ class Attention(nn.Module):
       dtype: dtype of the computation; by default what inputs and parameters promote to.
       kernel_init: Initializer of the four kernels.
       attention_fn: Of the signature of ``jax.nn.dot_product_attention`` (the default, softmax in
-        float32) or flax's: ``attention_fn(query, key, value, bias=None, mask=None)``.
+        float32), such as :func:`tinker.kernels.flash_attention`; or flax's, ``attention_fn(query,
+        key, value, bias=None, mask=None)``, where no more is asked of it.
       position_fn: ``position_fn(x, positions) -> x`` applied to queries and keys, such as
         :func:`rope`; for self-attention, where both have the same positions.
       quantize_fn: ``quantize_fn(x) -> x`` applied to what each projection reads. The two products
@@ -52,9 +53,11 @@ class Attention(nn.Module):
         *,
         bias=None,
         mask=None,
+        is_causal=False,
         positions=None,
         cache=None,
         return_qkv=False,
+        **options,
     ):
         """Attends.
 
@@ -64,11 +67,14 @@ class Attention(nn.Module):
           inputs_v: ``[batch, k_length, …]``; ``inputs_k`` by default.
           bias: Added to the scores; broadcasts to ``[batch, heads, q_length, k_length]``.
           mask: Boolean, of the same shape; False hides a key from a query.
+          is_causal: Whether a query sees only keys up to its own: a keyword of ``attention_fn``,
+            given if true, which spares an array of a mask.
           positions: ``[q_length]`` for ``position_fn`` and the cache; 0, 1, … by default.
           cache: Keys and values of earlier tokens, ``[batch, size, heads, head_dim]`` each, a ring
             in which position p has slot p mod size. The new ones are written before attending.
             Several at once must not pass the ring's end.
           return_qkv: Whether to return the queries, and the keys and values they attended to.
+          **options: Further keywords of ``attention_fn``, such as flash attention's ``key_bias``.
 
         Returns:
           ``[batch, q_length, out_features]``, and with ``return_qkv`` also ``(queries, keys,
@@ -101,7 +107,9 @@ class Attention(nn.Module):
                 for old, new in zip(cache, (key, value))
             )
             query = query.astype(key.dtype)
-        x = self.attention_fn(query, key, value, bias=bias, mask=mask)
+        if is_causal:
+            options["is_causal"] = True
+        x = self.attention_fn(query, key, value, bias=bias, mask=mask, **options)
         x = project("out", x, self.out_features or inputs_q.shape[-1], axis=(-2, -1))
         return (x, (query, key, value)) if return_qkv else x
 
@@ -149,6 +157,10 @@ class Block(nn.Module):
       dtype: dtype of the computation; by default what inputs and parameters promote to.
       attention_fn: See :class:`Attention`.
       position_fn: See :class:`Attention`.
+      bias_fn: ``bias_fn(x, positions, heads) -> dict`` of what attention reads, ``[batch, tokens,
+        width]``, and ``[tokens]``: further keywords of ``attention_fn``, such as flash attention's
+        ``query_bias`` and ``key_bias`` (:func:`alibi`, :func:`cable`) or ``spans`` and ``ramp``
+        (:func:`expire_span`). The flax layers that it makes are the block's.
       quantize_fn: Applied to what each of the six matrices reads.
       token_fn: ``token_fn(tokens, keys, info) -> (tokens, info)``, called between attention and
         feed-forward on y ``[batch, tokens, width]`` and the keys ``[batch, tokens, heads,
@@ -165,6 +177,7 @@ class Block(nn.Module):
     dtype: Any = None
     attention_fn: Callable = jax.nn.dot_product_attention
     position_fn: Callable | None = None
+    bias_fn: Callable | None = None
     quantize_fn: Callable = identity
     token_fn: Callable | None = None
 
@@ -175,6 +188,7 @@ class Block(nn.Module):
         *,
         bias=None,
         mask=None,
+        is_causal=False,
         positions=None,
         cache=None,
         info=None,
@@ -186,16 +200,25 @@ class Block(nn.Module):
           inputs: x, ``[batch, tokens, width]``.
           bias: See :class:`Attention`.
           mask: See :class:`Attention`.
+          is_causal: See :class:`Attention`.
           positions: See :class:`Attention`.
-          cache: See :class:`Attention`.
+          cache: See :class:`Attention`; there is none for what ``bias_fn`` gives.
           info: What ``token_fn`` is given, a dict.
           deterministic: Whether dropout is off.
 
         Returns:
-          ``(outputs, cache, info)``: z, the updated cache or None, what ``token_fn`` returned.
+          ``(outputs, cache, info)``: z, the updated cache or None, and what ``token_fn`` returned,
+          or else ``info``, with what ``bias_fn`` returned as its ``bias``.
         """
+        if self.bias_fn is not None and cache is not None:
+            raise UserError("bias_fn is of whole sequences: a cache does not keep what it gives")
         drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
         x = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
+        given = {}
+        if self.bias_fn is not None:
+            at = jnp.arange(x.shape[-2]) if positions is None else positions
+            given = self.bias_fn(x, at, self.num_heads)
+        options = dict(bias=bias, mask=mask, is_causal=is_causal, **given)
         x, (queries, *kv) = Attention(
             self.num_heads,
             dtype=self.dtype,
@@ -203,10 +226,12 @@ class Block(nn.Module):
             position_fn=self.position_fn,
             quantize_fn=self.quantize_fn,
             name="attention",
-        )(x, bias=bias, mask=mask, positions=positions, cache=cache, return_qkv=True)
+        )(x, positions=positions, cache=cache, return_qkv=True, **options)
         y = inputs + drop(x)
         if self.token_fn is not None:
             y, info = self.token_fn(y, kv[0], {**(info or {}), "queries": queries})
+        if self.bias_fn is not None:
+            info = {**(info or {}), "bias": given}
         x = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(y)
         x = FeedForward(
             self.mlp_dim or 4 * inputs.shape[-1],
@@ -227,6 +252,7 @@ class Transformer(nn.Module):
     Attributes:
       depth: Number of blocks.
       num_heads: See :class:`Block`, as all that follow up to ``token_fn``.
+      attention_fn: Of all blocks, or a sequence of which they take turns, if unrolled.
       scan: Whether to run the blocks by ``jax.lax.scan``, so that only one is compiled.
       remat: What backpropagation recomputes: None for nothing, ``"full"`` for all but the blocks'
         inputs, or a name in ``jax.checkpoint_policies``.
@@ -237,8 +263,9 @@ class Transformer(nn.Module):
     mlp_dim: int | None = None
     dropout_rate: float = 0.0
     dtype: Any = None
-    attention_fn: Callable = jax.nn.dot_product_attention
+    attention_fn: Callable | Sequence[Callable] = jax.nn.dot_product_attention
     position_fn: Callable | None = None
+    bias_fn: Callable | None = None
     quantize_fn: Callable = identity
     token_fn: Callable | None = None
     scan: bool = False
@@ -251,6 +278,7 @@ class Transformer(nn.Module):
         *,
         bias=None,
         mask=None,
+        is_causal=False,
         positions=None,
         cache=None,
         deterministic=True,
@@ -260,8 +288,9 @@ class Transformer(nn.Module):
 
         Args:
           inputs: ``[batch, tokens, width]``.
-          bias: See :class:`Attention`, as the next two.
+          bias: See :class:`Attention`, as the next three.
           mask: Boolean mask of the scores.
+          is_causal: Whether a token sees only itself and those before.
           positions: ``[tokens]``.
           cache: As for a block, with the blocks' caches along a first axis: ``[depth, batch, size,
             heads, head_dim]`` each.
@@ -271,13 +300,17 @@ class Transformer(nn.Module):
         Returns:
           ``(outputs, aux)``: outputs after the last norm, ``[batch, tokens, width]``, and a dict of
           ``cache`` if there was one, ``intermediates`` (``{"blocks_0": [batch, tokens, width], …}``
-          whether scanned or not) if asked for, and ``info`` if there is a ``token_fn``.
+          whether scanned or not) if asked for, ``info`` if there is a ``token_fn``, and ``bias`` if
+          there is a ``bias_fn``: what it returned, the blocks' along a first axis.
         """
         if self.scan and self.token_fn is not None:
             raise UserError("token_fn may change the number of tokens, so it needs scan=False")
         fields = ("num_heads", "mlp_dim", "dropout_rate", "dtype")
-        fields += ("attention_fn", "position_fn", "quantize_fn", "token_fn")
+        fields += ("position_fn", "bias_fn", "quantize_fn", "token_fn")
         fields = {name: getattr(self, name) for name in fields}
+        turns = (self.attention_fn,) if callable(self.attention_fn) else self.attention_fn
+        if self.scan and len(turns) > 1:
+            raise UserError("blocks are alike in a scan: several attention_fn need scan=False")
 
         def at(layer):
             """The function that applies block number ``layer``."""
@@ -287,13 +320,14 @@ class Transformer(nn.Module):
                     x,
                     bias=_proportional(bias, info),
                     mask=mask,
+                    is_causal=is_causal,
                     positions=positions,
                     cache=layer_cache,
                     info=info if layer is None else {**info, "layer": layer},
                     deterministic=deterministic,
                 )
-                kept = {k: v for k, v in info.items() if k not in ("layer", "queries")}
-                return x, layer_cache, kept
+                kept = {k: v for k, v in info.items() if k not in ("layer", "queries", "bias")}
+                return x, layer_cache, kept, info.get("bias")
 
             return _remat(run, self.remat, prevent_cse=not self.scan)
 
@@ -301,8 +335,8 @@ class Transformer(nn.Module):
         if self.scan:
 
             def step(block, x, layer_cache):
-                x, layer_cache, _ = at(None)(block, x, layer_cache, {})
-                return x, (layer_cache, x if intermediates else None)
+                x, layer_cache, _, given = at(None)(block, x, layer_cache, {})
+                return x, (layer_cache, given, x if intermediates else None)
 
             scanned = nn.scan(
                 step,
@@ -310,21 +344,29 @@ class Transformer(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 length=self.depth,
             )
-            x, (caches, stacked) = scanned(Block(name="blocks", **fields), inputs, cache)
+            block = Block(name="blocks", attention_fn=turns[0], **fields)
+            x, (caches, biases, stacked) = scanned(block, inputs, cache)
             each = [stacked[i] for i in range(self.depth)] if intermediates else []
         else:
-            x, info, caches, each = inputs, {}, [], []
+            x, info, caches, biases, each = inputs, {}, [], [], []
             for i in range(self.depth):
                 layer_cache = jax.tree.map(lambda c: c[i], cache)  # noqa: B023
-                block = Block(name=f"blocks_{i}", **fields)
-                x, layer_cache, info = at(i)(block, x, layer_cache, info)
+                attend = turns[i % len(turns)]
+                block = Block(name=f"blocks_{i}", attention_fn=attend, **fields)
+                x, layer_cache, info, given = at(i)(block, x, layer_cache, info)
                 caches.append(layer_cache)
+                biases.append(given)
                 each.append(x)
-            caches = jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+            caches, biases = (
+                jax.tree.map(lambda *layers: jnp.stack(layers), *found)
+                for found in (caches, biases)
+            )
             if self.token_fn is not None:
                 aux["info"] = info
         if cache is not None:
             aux["cache"] = caches
+        if self.bias_fn is not None:
+            aux["bias"] = biases
         if intermediates:
             aux["intermediates"] = {f"blocks_{i}": x for i, x in enumerate(each)}
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x), aux

@@ -1,7 +1,10 @@
+from .entropic import EntropicTransport as EntropicTransport
+from .entropic import entropic_transport as entropic_transport
 from .sliced import sliced_wasserstein as sliced_wasserstein
 from .sparse import SparseTransport as SparseTransport
 from .sparse import sparse_dual as sparse_dual
 from .sparse import sparse_dual_plan as sparse_dual_plan
+from .sparse import sparse_point_transport as sparse_point_transport
 from .sparse import sparse_routing as sparse_routing
 from .sparse import sparse_semi_dual as sparse_semi_dual
 from .sparse import sparse_semi_dual_plan as sparse_semi_dual_plan

@@ -1,5 +1,6 @@
 """Transport plans with at most k nonzeros in each column."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -7,11 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tinker.numerics import (
-    check_choice,
-    sparse_projection,
-    sparse_simplex_projection,
-)
+from tinker.kernels import point_semi_dual, point_semi_dual_plan
+from tinker.numerics import check_choice, sparse_projection, sparse_simplex_projection
 
 FORMULATIONS = ("semi_dual", "dual")
 PATIENCE = 20  # iterations without a larger value or a smaller error: the solver's end
@@ -21,8 +19,9 @@ class SparseTransport(NamedTuple):
     """A sparse plan and the potentials that it comes from.
 
     Attributes:
-      plan: ``[m, n]``, non-negative, at most k nonzeros in a column. It is not made to fit the
-        marginals: ``error`` says by how much it misses them.
+      plan: ``[m, n]``, non-negative, at most k nonzeros in a column; of
+        :func:`sparse_point_transport` a ``tinker.kernels.SparseColumns``, or None where k is. It is
+        not made to fit the marginals: ``error`` says by how much it misses them.
       potentials: ``(alpha, beta)``, ``[m]`` and ``[n]``.
       value: The dual objective there, ``[]``, a lower bound of the primal one.
       converged: Whether the error came below the tolerance, ``[]``.
@@ -30,7 +29,7 @@ class SparseTransport(NamedTuple):
       error: What the plan's row and column sums miss a and b by, summed, ``[]``.
     """
 
-    plan: jax.Array
+    plan: jax.Array | tuple | None
     potentials: tuple
     value: jax.Array
     converged: jax.Array
@@ -206,6 +205,81 @@ def sparse_transport(
             return -sparse_dual(x[:m], x[m:], **held, k=k)
         return -sparse_semi_dual(x, **held, k=k)
 
+    x = jnp.zeros(m + n if both else m, cost.dtype)
+    x, iterations = _ascend(negative, x, max_iterations, tolerance)
+    if both:
+        alpha, beta = x[:m], x[m:]
+        plan = sparse_dual_plan(alpha, beta, cost, k=k, gamma=gamma)
+    else:
+        alpha, beta = x, _best_beta(x, held["cost"], held["b"], k, held["gamma"])
+        plan = sparse_semi_dual_plan(alpha, cost, b, k=k, gamma=gamma)
+    value = sparse_dual(alpha, beta, cost, a, b, k=k, gamma=gamma)
+    error = jnp.abs(plan.sum(1) - a).sum() + jnp.abs(plan.sum(0) - b).sum()
+    return SparseTransport(plan, (alpha, beta), value, error <= tolerance, iterations, error)
+
+
+def sparse_point_transport(
+    cost,
+    a,
+    b,
+    *,
+    k=None,
+    gamma=1.0,
+    max_iterations=1000,
+    tolerance=1e-4,
+    implementation=None,
+):
+    r"""What :func:`sparse_transport` computes by the semi-dual, without the cost of all pairs.
+
+    The cost is computed from its factors wherever it is needed, in memory O((m + n) (d + k)).
+
+    Args:
+      cost: ``tinker.kernels.CostFactors`` of m rows and n columns, such as
+        ``tinker.kernels.squared_euclidean_factors`` of points; computed in float32 at least.
+      a: Mass of the rows, ``[m]``, >= 0.
+      b: Mass of the columns, ``[n]``, >= 0, of the same sum.
+      k: Nonzeros in a column, in [1, m], or None for any number, which is quadratic transport;
+        static.
+      gamma: Weight of the squared norm, > 0.
+      max_iterations: Of L-BFGS; static.
+      tolerance: Error at which it stops, in units of mass.
+      implementation: Of ``tinker.kernels.point_semi_dual``.
+
+    Returns:
+      A :class:`SparseTransport` whose plan is a ``tinker.kernels.SparseColumns``; for k=None it has
+      none, but ``tinker.kernels.point_semi_dual_plan`` of the potentials finds the k largest
+      entries of its columns, which are all if there are no more. The value is differentiable in
+      cost, a and b, the plan with the potentials held.
+
+    Raises:
+      UserError: An unknown implementation.
+
+    Source: Sparsity-Constrained Optimal Transport, ICLR 2023, arXiv:2209.15466.
+    """
+    dtype = jnp.promote_types(jnp.result_type(*cost, a, b), jnp.float32)
+    cost, a, b = jax.tree.map(lambda x: jnp.asarray(x, dtype), (cost, a, b))
+    held, rows, columns, weight = jax.lax.stop_gradient((cost, a, b, gamma))
+    # r and s move no mass, and would cost digits: they are taken off the potentials
+    reduced = held._replace(r=jnp.zeros_like(rows), s=jnp.zeros_like(columns))
+    semi_dual = functools.partial(point_semi_dual, k=k, implementation=implementation)
+
+    def negative(alpha):
+        return -semi_dual(alpha, reduced, rows, columns, gamma=weight)
+
+    alpha, iterations = _ascend(negative, -held.r, max_iterations, tolerance)
+    missed, beta = jax.grad(semi_dual, (0, 3))(alpha, reduced, rows, columns, gamma=weight)
+    error = jnp.abs(missed).sum()  # of the rows: the columns' sums are met
+    alpha, beta = alpha + held.r, beta + held.s
+    plan = None
+    if k is not None:
+        options = {"k": k, "gamma": gamma, "implementation": implementation}
+        plan = point_semi_dual_plan(alpha, cost, b, **options)
+    value = semi_dual(alpha, cost, a, b, gamma=gamma)
+    return SparseTransport(plan, (alpha, beta), value, error <= tolerance, iterations, error)
+
+
+def _ascend(negative, x, max_iterations, tolerance):
+    """Of the iterates of L-BFGS the one with the smallest slope, and how many there were."""
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(negative)
 
@@ -223,18 +297,9 @@ def sparse_transport(
         updates, state = solver.update(grad, state, x, **given)
         return x + updates, state, best, jnp.minimum(value, least), error, since, i + 1
 
-    x = jnp.zeros(m + n if both else m, cost.dtype)
     start = x, solver.init(x), x, jnp.inf, jnp.inf, 0, 0
     _, _, x, _, _, _, iterations = jax.lax.while_loop(going, step, start)
-    if both:
-        alpha, beta = x[:m], x[m:]
-        plan = sparse_dual_plan(alpha, beta, cost, k=k, gamma=gamma)
-    else:
-        alpha, beta = x, _best_beta(x, held["cost"], held["b"], k, held["gamma"])
-        plan = sparse_semi_dual_plan(alpha, cost, b, k=k, gamma=gamma)
-    value = sparse_dual(alpha, beta, cost, a, b, k=k, gamma=gamma)
-    error = jnp.abs(plan.sum(1) - a).sum() + jnp.abs(plan.sum(0) - b).sum()
-    return SparseTransport(plan, (alpha, beta), value, error <= tolerance, iterations, error)
+    return x, iterations
 
 
 def sparse_routing(scores, *, capacity, gamma=1.0, max_iterations=50):
