@@ -146,7 +146,7 @@ def _largest(z, k):
         return jax.lax.top_k(z, k)
     grouped = _grouped(z, size)
     _, groups = jax.lax.top_k(grouped.max(2), k)
-    groups = groups + 0  # so that of equal entries the first is kept
+    groups = jnp.sort(groups, 1)  # so that of equal entries the first is kept
     candidates = jnp.take_along_axis(grouped, groups[..., None], 1).reshape(len(z), -1)
     values, places = jax.lax.top_k(candidates, k)
     return values, jnp.take_along_axis(groups, places // size, 1) * size + places % size
