@@ -52,11 +52,11 @@ def test_the_jobset_of_xpk_runs_the_words_it_was_given(stops, tmp_path, tools, a
     assert "gcr.io/p/tinker:1" in text and ",143," in text  # after which it starts again
     script = text.partition("- |\n")[2].partition("resources:")[0]
     script = textwrap.dedent(script.rstrip() + "\n")
-    body = "import time, signal\nsignal.signal(15, lambda *_: sys.exit(143))\n"
+    body = "import time, signal\nsignal.signal(15, lambda *_: sys.exit(77))\n"
     body += "os.kill(os.getppid(), 15); time.sleep(30)\n" if stops else "sys.exit(7)\n"
     tools.add("tinker", body)
     done = tools.bash(script)
-    assert done.returncode == (143 if stops else 7), done.stderr
+    assert done.returncode == (77 if stops else 7), done.stderr
     (call,) = tools.called("tinker")
     assert call["argv"] == words(workdir)
     assert call["env"]["A"] == awkward and call["env"]["B"] == "b"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -131,7 +132,8 @@ MISTAKES = {
     "--on=slurm --config.stepz=1": "did you mean 'steps'?",
     "--on=slurm --sweep.seed=0,0": "twice",
     "--on=slurm --config.model=None": "config.model is not set",
-    "--on=slurm": "slurm needs sbatch",
+    "--on=slurm": "--on=slurm needs sbatch: ",
+    "--on=ray": "pip install 'tinker-jax[ray]'",
     "--on=ray --config.launch.setup=('x',)": "config.launch.setup",
     "": "--on",
 }
@@ -140,6 +142,7 @@ MISTAKES = {
 @pytest.mark.parametrize("flags, hint", MISTAKES.items())
 def test_a_mistake_is_one_line(flags, hint, config, tmp_path, tools, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tools.folder))
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     argv = ["launch", f"--config={config}", f"--workdir={tmp_path}/run", *flags.split()]
     assert main(argv) == 2
     out, err = capsys.readouterr()

@@ -175,7 +175,7 @@ def test_two_processes_train_and_a_killed_one_ends_the_run_which_then_goes_on(tm
     )
     saved = workdir / "checkpoints"
     wait_for(lambda: saved.exists() and any(p.name.isdigit() for p in saved.iterdir()), 240)
-    (victim,) = _processes(f"--workdir={workdir}", "--process_id=1")
+    (victim,) = processes(f"--workdir={workdir}", "--process_id=1")
     os.kill(victim, signal.SIGKILL)
     start = time.monotonic()
     err = running.communicate(timeout=60)[1].decode()
@@ -191,7 +191,7 @@ def test_two_processes_train_and_a_killed_one_ends_the_run_which_then_goes_on(tm
     assert rows[-1]["step"] == 150 and [r["step"] for r in rows] == sorted(r["step"] for r in rows)
 
 
-def _processes(*words):
+def processes(*words):
     """The processes whose command line has these words."""
     for path in os.listdir("/proc"):
         if path.isdigit():

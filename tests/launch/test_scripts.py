@@ -148,13 +148,13 @@ def test_xpk_runs_the_words_it_was_given(tools, awkward):
 def test_sigterm_reaches_a_run_of_xpk(tools):
     """xpk signals its subshell alone, so the run must be that."""
     marker = tools.folder / "begun"
-    body = "import signal, time\nsignal.signal(15, lambda *_: sys.exit(143))\n"
+    body = "import signal, time\nsignal.signal(15, lambda *_: sys.exit(77))\n"  # the run's own
     tools.add("tinker", f"{body}open({str(marker)!r}, 'w')\ntime.sleep(30)\n")
-    job = make("gs://b/r", tpu="t", cluster="c", image="i", env={"A": 1})
+    job = make("gs://b/r", tpu="t", cluster="c", image="i", setup=("trap : USR1",))
     running = subprocess.Popen(["bash", "-c", xpk_command(job)], env=tools.env)
     wait_for(marker.exists)
     running.terminate()
-    assert running.wait(20) == 143
+    assert running.wait(20) == 77
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_lost_connection_to_a_tpu_ends_nothing_and_the_same_command_connects_a
 
 
 def test_a_run_on_a_tpu_is_stopped_as_told(tools):
-    body = "import signal, time\nsignal.signal(15, lambda *_: (time.sleep(0.5), sys.exit(143)))\n"
+    body = "import signal, time\nsignal.signal(15, lambda *_: (time.sleep(0.5), sys.exit(77)))\n"
     pod = Pod(
         tools, make("gs://b/r", tpu="pod"), f"{body}print('begun', flush=True)\ntime.sleep(30)"
     )
@@ -253,7 +253,7 @@ def test_a_run_on_a_tpu_is_stopped_as_told(tools):
     stop = pod.plan.note.splitlines()[-1].strip()
     subprocess.run(["bash", "-c", stop], env=pod.env, check=True)
     running.communicate(timeout=30)
-    assert running.returncode == 143 and len(tools.called("tinker")) == 1
+    assert running.returncode == 77 and len(tools.called("tinker")) == 1
 
 
 def test_a_script_that_is_not_there_is_no_success(tools):

@@ -5,6 +5,8 @@ Run with ``pytest -n 0 -m engines tests/launch/test_slurm.py``, as root, after
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.launch import cluster
+from tests.launch.test_local import processes as local_processes
 
 pytestmark = [
     pytest.mark.engines,
@@ -116,6 +119,23 @@ def test_a_preempted_job_saves_and_goes_on(slurm, job, tmp_path, awkward):
     assert "resuming" in _logs(workdir)
     after = steps(workdir)
     assert after[: len(before)] == before and after[-1] == 400 and after == sorted(set(after))
+
+
+def test_a_job_that_loses_a_process_goes_back_as_often_as_it_may(slurm, job, tmp_path):
+    job.write_text(JOB.format(steps=100_000))
+    flags = ["--config.launch.processes=2", "--config.launch.restarts=1"]
+    number = launch(slurm, job, tmp_path / "run", *flags)
+    for left in ("PENDING", "FAILED"):
+        wait_for(slurm, number, "RUNNING")
+        rows = len(steps(tmp_path / "run")) if left == "FAILED" else 0
+        wait_for_checkpoint(tmp_path / "run")
+        while len(steps(tmp_path / "run")) < rows + 4:
+            time.sleep(0.2)
+        os.kill(max(local_processes(f"--workdir={tmp_path}/run")), signal.SIGKILL)
+        assert wait_for(slurm, number, "PENDING", "FAILED", "COMPLETED", seconds=120) == left
+        if left == "PENDING":
+            cluster.ask(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now", check=True)
+    assert "resuming" in _logs(tmp_path / "run")
 
 
 def test_a_cancelled_job_stays_cancelled(slurm, job, tmp_path):

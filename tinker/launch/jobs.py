@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import platform
 import re
@@ -70,9 +71,10 @@ def launch(config, workdir, on, *, dry_run=False):
     job = make_job(config, workdir)
     engine = importlib.import_module(f"tinker.launch.{on.replace('-', '_')}")
     plan = engine.plan(job)
-    missing = [w[0] for w in (*plan.checks, *plan.commands) if w[0] in TOOLS and not found(w[0])]
+    tools = ["ray"] if on == "ray" else [words[0] for words in (*plan.checks, *plan.commands)]
+    missing = [tool for tool in tools if tool in TOOLS and not found(tool)]
     if missing and not dry_run:
-        raise UserError(f"{on} needs {missing[0]}, {TOOLS[missing[0]]}")
+        raise UserError(f"--on={on} needs {missing[0]}: {TOOLS[missing[0]]}")
     files = {"config.json": _lines(plain(config)), "version.json": _lines(version()), **plan.files}
     if not dry_run:
         keep(job, files)
@@ -207,6 +209,9 @@ def show(job, plan):
 
 
 def found(tool):
+    """Whether a tool can be run, or Ray imported."""
+    if tool == "ray":
+        return importlib.util.find_spec(tool) is not None
     return shutil.which(tool) is not None
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import zlib
 
 from tinker.launch.jobs import Plan, exports, need, run_all
 
@@ -51,8 +52,9 @@ def script(job):
 
 
 def _place(job):
-    """Where a worker keeps the log, process number and exit code of the run."""
-    return f"~/.tinker/{re.sub(r'[^A-Za-z0-9._-]', '-', job.name)}"
+    """Where a worker keeps the log, process number and exit code of the run of this workdir."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", job.name)
+    return f"~/.tinker/{name}-{zlib.crc32(job.workdir.encode()):08x}"
 
 
 SCRIPT = """\

@@ -1,5 +1,5 @@
 #!/bin/bash
-place=~/.tinker/vit
+place=~/.tinker/vit-70ae8060
 mkdir -p ~/.tinker
 
 run() {
