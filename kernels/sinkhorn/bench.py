@@ -32,7 +32,7 @@ def cases():
                 peers["OTT-JAX, batches of 256"] = _of_ott(256)
             else:
                 note += " (OTT-JAX's batches fail under this JAX)"
-        if "ot" not in missing:
+        if "ot" not in missing and d == 3:
             peers["POT"] = _of_pot
         name = f"sinkhorn, {ITERATIONS} iterations"
         ours = _iterate(api.sinkhorn_update)

@@ -3,6 +3,7 @@
 OTT-JAX has no semi-dual of these problems.
 """
 
+import contextlib
 import importlib.util
 
 import jax
@@ -63,7 +64,8 @@ def _of_pot(k):
         n = len(x)
         mass, cost = np.full(n, 1 / n), dist(np.float64(x), np.float64(y))
         regul = smooth.SquaredL2(n / 8) if k is None else smooth.SparsityConstrained(k, n / 8)
-        return smooth.semi_dual_obj_grad(np.float64(alpha), mass, mass, cost, regul)
+        with contextlib.redirect_stdout(None):  # it prints as it goes
+            return smooth.semi_dual_obj_grad(np.float64(alpha), mass, mass, cost, regul)
 
     fn.host = True
     return fn

@@ -242,7 +242,7 @@ def _scores(z, excluded, first, softcap):
         # Not jnp.tanh, which the GPU takes as right to three digits.
         tanh = 1.0 - 2.0 / (1.0 + jnp.exp2(z * (2.0 * LOG2_E / softcap)))
         z, slope = jnp.where(z == -jnp.inf, z, softcap * tanh), 1.0 - tanh * tanh
-    columns = _along(first + lax.iota(jnp.int32, z.shape[1]), 1, z)
+    columns = first + lax.broadcasted_iota(jnp.int32, z.shape, 1)
     return jnp.where(columns == _along(excluded, 0, z), -jnp.inf, z), slope
 
 

@@ -72,6 +72,12 @@ def wait_for(slurm, number, *wanted, seconds=600):
     return last
 
 
+def start(slurm, number):
+    """Starts a job that was requeued before its two minutes are over."""
+    time.sleep(10)  # until the node has forgotten it, or it refuses the job
+    cluster.ask(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now", check=True)
+
+
 def wait_for_checkpoint(workdir, seconds=600):
     end, saved = time.monotonic() + seconds, workdir / "checkpoints"
     while not (saved.exists() and any(p.name.isdigit() for p in saved.iterdir())):
@@ -114,7 +120,7 @@ def test_a_preempted_job_saves_and_goes_on(slurm, job, tmp_path, awkward):
     assert "SIGTERM: saved step" in text and "exit code 143: going back into the queue" in text
     before = steps(workdir)
     assert before[-1] < 400
-    cluster.ask(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now", check=True)
+    start(slurm, number)
     assert wait_for(slurm, number, "COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", _logs(workdir)
     assert "resuming" in _logs(workdir)
     after = steps(workdir)
@@ -134,7 +140,7 @@ def test_a_job_that_loses_a_process_goes_back_as_often_as_it_may(slurm, job, tmp
         os.kill(max(local_processes(f"--workdir={tmp_path}/run")), signal.SIGKILL)
         assert wait_for(slurm, number, "PENDING", "FAILED", "COMPLETED", seconds=120) == left
         if left == "PENDING":
-            cluster.ask(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now", check=True)
+            start(slurm, number)
     assert "resuming" in _logs(tmp_path / "run")
 
 
