@@ -57,7 +57,7 @@ def small(**changes):
     )
 
 
-def test_a_study_tunes_pairs_and_judges(tmp_path):
+def test_a_study_tunes_pairs_and_judges(tmp_path, monkeypatch):
     CALLS.clear()
     seen = []
     found = study.run_study(small(), tmp_path, name="x", progress=lambda *a: seen.append(a))
@@ -86,6 +86,10 @@ def test_a_study_tunes_pairs_and_judges(tmp_path):
     assert len(CALLS) == count
     assert study.config_hash(other) != study.config_hash(small())
     assert study.config_hash(small(note="x", figure={})) == study.config_hash(small())
+    # what other code found is not mixed with what this code finds
+    monkeypatch.setattr("tinker.study.running.code_hash", lambda *_: "other")
+    study.run_study(small(), tmp_path, name="x")
+    assert len(CALLS) == 2 * count
 
 
 def test_a_killed_study_goes_on_where_it_was(tmp_path):
@@ -116,12 +120,13 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
 
 
 SLOW = """
-import sys, time
+import functools, sys, time
 from tests.study import test_running as t
 from tinker import study
 
 quick = t.experiment
 
+@functools.wraps(quick)
 def slow(config, key):
     time.sleep(0.05)
     return quick(config, key)

@@ -1,13 +1,13 @@
 from .figures import draw as draw
 from .finding import find as find
 from .finding import load_study as load_study
-from .reports import code_hash as code_hash
 from .reports import load as load
 from .reports import make_report as make_report
 from .reports import overview as overview
 from .reports import publish as publish
 from .reports import read_report as read_report
 from .reports import staleness as staleness
+from .running import code_hash as code_hash
 from .running import config_hash as config_hash
 from .running import run_study as run_study
 from .verdicts import Verdict as Verdict

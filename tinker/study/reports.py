@@ -1,14 +1,10 @@
 """Reports: what a study found, with all that is needed to argue with it."""
 
-import ast
 import functools
-import hashlib
 import importlib.util
-import inspect
 import json
 import platform
 import subprocess
-import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -16,8 +12,7 @@ import numpy as np
 
 from tinker import papers
 from tinker.numerics import UserError, nearest
-from tinker.study.running import config_hash, experiment_of
-from tinker.train.specs import resolve
+from tinker.study.running import code_hash, config_hash
 from tinker.train.workdir import plain, write_whole
 
 
@@ -97,34 +92,6 @@ def commit():
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def code_hash(name, config):
-    """A hash of the code a study measures: its paper's functions and its experiment.
-
-    Comments, docstrings and formatting do not count.
-
-    Args:
-      name: The paper's id; without a row, the experiment alone counts.
-      config: The study's config.
-
-    Returns:
-      16 hexadecimal digits.
-    """
-    found = [
-        resolve(path, "functions") for path in papers.rows().get(name, {}).get("functions", ())
-    ]
-    found.append(inspect.getmodule(inspect.unwrap(experiment_of(config))))
-    digest = hashlib.sha256()
-    for thing in found:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
-                node, clean=False
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
 
 
 # Where reports are.

@@ -10,17 +10,22 @@ is done with it:
 - ``claims``: dicts, see :mod:`tinker.study.claims`; just one has ``primary=True``.
 """
 
+import ast
 import functools
+import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import math
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from tinker import papers
 from tinker.numerics import UserError, fold_in, nearest
 from tinker.study import claims as claim_functions
 from tinker.study import verdicts
@@ -133,6 +138,7 @@ def run_study(config, workdir, *, name, progress=None, compute=None):
     total = len(arms) * (searched + config.seeds)
     progress = progress or (lambda done, total, label: None)
     done, function = 0, functools.partial(compute_run, as_plain(config))
+    code = code_hash(name, config)
 
     def one_by_one(function, runs):
         for run in runs:
@@ -143,15 +149,19 @@ def run_study(config, workdir, *, name, progress=None, compute=None):
         """The values of runs, computed where they were not before."""
         nonlocal done
         paths = {run.label: workdir / run.part / f"{run.label}.json" for run in runs}
-        missing = [run for run in runs if not paths[run.label].exists()]
+        found = {label: json.loads(p.read_text()) for label, p in paths.items() if p.exists()}
+        # A report names one code: what other code found is computed again.
+        found = {label: kept["values"] for label, kept in found.items() if kept.get("code") == code}
+        missing = [run for run in runs if run.label not in found]
         done += len(runs) - len(missing)
         for run, values in (compute or one_by_one)(function, missing):
             paths[run.label].parent.mkdir(parents=True, exist_ok=True)
-            write_whole(paths[run.label], json.dumps(values))
+            write_whole(paths[run.label], json.dumps({"code": code, "values": values}))
+            found[run.label] = json.loads(json.dumps(values))
             done += 1
             if compute:
                 progress(done, total, f"{run.part} {run.label}")
-        return [json.loads(path.read_text()) for path in paths.values()]
+        return [found[run.label] for run in runs]
 
     tuned = {"grid": tune, "scores": {}, "chosen": {}, "edge": {}}
     runs = [
@@ -265,8 +275,34 @@ def _plain(value):
 
 def config_hash(config):
     """A hash of a study's resolved config, hexadecimal; figure and note do not count."""
-    import hashlib
-
     counted = {k: v for k, v in plain(config).items() if k not in (*TOLD, *STARTS)}
     text = json.dumps(counted, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_hash(name, config):
+    """A hash of the code a study measures: its paper's functions and its experiment.
+
+    Comments, docstrings and formatting do not count.
+
+    Args:
+      name: The paper's id; without a row, the experiment alone counts.
+      config: The study's config.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    found = [
+        resolve(path, "functions") for path in papers.rows().get(name, {}).get("functions", ())
+    ]
+    found.append(inspect.getmodule(inspect.unwrap(experiment_of(config))))
+    digest = hashlib.sha256()
+    for thing in found:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+                node, clean=False
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
