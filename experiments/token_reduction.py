@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from tinker import compress
+from tinker import compress, kernels
 from tinker.experiments.train import seeded
 from tinker.numerics import fold_in
 from tinker.train import instantiate, load_streams
@@ -122,4 +122,4 @@ def random_scores(queries, keys):
 
 def unweighted_attention(query, key, value, *, bias=None, mask=None):
     """Attention that leaves out the sizes of tokens, which come as its bias."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+    return kernels.flash_attention(query, key, value, mask=mask)

@@ -24,6 +24,7 @@ def base():
         "width": 48,
         "heads": 3,
         "posemb": "sincos2d",
+        "attention_fn": {"fn": "tinker.kernels:flash_attention", "partial": True},
     }
     config.steps = 500
     config.batch_size = 32
@@ -62,7 +63,7 @@ def tome(config, data="glyphs"):
         "sweep": (0, 4, 7, 10),
         "changes": {
             "token_fn": {"fn": "tinker.compress:merge_tokens", "partial": True},
-            "attention_fn": {"fn": "jax.nn:dot_product_attention", "partial": True},
+            "attention_fn": config.model.attention_fn,
         },
     }
     token_fn, scored = "reduction.changes.token_fn", "tinker.compress:prune_tokens"

@@ -51,7 +51,8 @@ def flash_attention(
         many neighbouring query heads.
       value: v, ``[batch, keys, kv_heads, dim]``.
       bias: b, of four axes that broadcast to ``[batch, heads, queries, keys]``. What has a row for
-        each query is as large as the scores: prefer ``query_bias`` and ``key_bias``.
+        each query is as large as the scores: prefer ``query_bias`` and ``key_bias``. One row for
+        all queries is the same as the latter.
       mask: Boolean, of such axes too; False hides a key from a query.
       is_causal: Whether a query sees only keys of its own position and before, as in
         ``jax.nn.dot_product_attention``.
@@ -83,6 +84,9 @@ def flash_attention(
       Equal: Learning to Forget by Expiring, ICML 2021, arXiv:2105.06548.
     """
     implementation = choose(implementation)
+    if bias is not None and bias.shape[2:] == (1, key.shape[1]):
+        bias, row = None, bias[:, :, 0].astype(jnp.promote_types(bias.dtype, jnp.float32))
+        key_bias = row if key_bias is None else key_bias + row
     arrays = dict(query=query, key=key, value=value, bias=bias, mask=mask, query_bias=query_bias)
     arrays |= dict(key_bias=key_bias, spans=spans)
     arrays |= dict(query_positions=query_positions, key_positions=key_positions)
