@@ -134,10 +134,16 @@ def _with_slopes(chosen, k, wanted, h, u, v, b):
 
 
 def _pallas(name, k, **options):
-    from tinker.kernels.sparse_ot import pallas_gpu, pallas_tpu
+    from tinker.kernels.sparse_ot import pallas_tpu
 
     tpu = functools.partial(getattr(pallas_tpu, name), k=k, **options)
-    return lambda *arrays: run_pallas(tpu, functools.partial(pallas_gpu.refuse, tpu), *arrays)
+    return lambda *arrays: run_pallas(tpu, _no_gpu_form, *arrays)
+
+
+def _no_gpu_form(*_):
+    raise UserError(
+        "implementation='pallas': sparse transport has no GPU form; it takes None or 'xla'"
+    )
 
 
 def _checked(cost, alpha, a, b):
