@@ -187,6 +187,78 @@ def test_mistakes_are_told():
         losses.supcon(Z[0, 0], LABELS)
 
 
+def ratios(scores, positives, candidates, margin, decoupled):
+    """The core's equation, row by row and positive by positive."""
+    out = []
+    for s, p, c in zip(scores.astype(float), positives, candidates, strict=True):
+        each = []
+        for i in np.flatnonzero(p):
+            own = np.exp(s[i] - margin)
+            others = [a for a in range(len(s)) if a != i and (c[a] or p[a])]
+            others = [a for a in others if not (decoupled and p[a])]
+            rest = sum(np.exp(s[a] - margin * p[a]) for a in others)
+            each.append(-np.log(own / (own + rest)))
+        out.append(np.mean(each) if each else 0.0)
+    return np.array(out)
+
+
+def test_of_many_positives_each_is_found_among_the_candidates():
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=(8, 6)).astype(np.float32)
+    positives, candidates = rng.random((2, 8, 6)) < 0.4
+    positives[0], positives[1], candidates[2] = False, True, False
+    candidates[3] = positives[3] = np.arange(6) == 2  # found without any other
+
+    @functools.partial(jax.jit, static_argnames="decoupled")
+    def run(scores, margin, decoupled):
+        def loss(scores):
+            options = {"margin": margin, "decoupled": decoupled}
+            every = losses.multi_positive_cross_entropy(scores, positives, **options)
+            options["candidates"] = candidates
+            return losses.multi_positive_cross_entropy(scores, positives, **options), every
+
+        return loss(scores), jax.grad(lambda x: sum(x.sum() for x in loss(x)))(scores)
+
+    direction = rng.normal(size=scores.shape)
+    for decoupled in (False, True):
+        (found, every), grad = run(scores, 0.7, decoupled)
+        expected = ratios(scores, positives, candidates, 0.7, decoupled)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+        all_of_them = np.ones_like(candidates)
+        expected = ratios(scores, positives, all_of_them, 0.7, decoupled)
+        np.testing.assert_allclose(every, expected, rtol=2e-5, atol=1e-6)
+        assert found[0] == 0 and abs(found[3]) < 1e-6
+        for hard in (1e4 * np.sign(scores), 0 * scores):
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(hard, 0.7, decoupled)))
+        with jax.enable_x64(True):
+            x = jnp.asarray(scores, jnp.float64)
+            _, grad = run(x, 0.7, decoupled)
+            ahead, behind = (
+                sum(y.sum() for y in run(x + s * direction, 0.7, decoupled)[0])
+                for s in (1e-5, -1e-5)
+            )
+            slope = np.vdot(grad, direction)
+        np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+    # decoupled, positives that are found do not hold each other back
+    both = np.array([[5.0, 5.0, -5.0]], np.float32), np.array([[True, True, False]])
+    apart, coupled = (
+        losses.multi_positive_cross_entropy(*both, decoupled=d) for d in (True, False)
+    )
+    assert apart[0] < 1e-4 and coupled[0] > np.log(2)
+
+
+def test_a_margin_is_taken_from_the_positives_cosines():
+    z = unit(Z.astype(float)).reshape(-1, 4)
+    shifted = np.exp((z @ z.T - 0.2 * (np.arange(12) // 2 == np.arange(12)[:, None] // 2)) / 0.3)
+    expected = [
+        -np.log(shifted[i, i ^ 1] / sum(shifted[i, k] for k in range(12) if k != i))
+        for i in range(12)
+    ]
+    for variant in ("in", "out"):  # one positive: both are NT-Xent-AM
+        found = losses.supcon(Z, temperature=0.3, margin=0.2, variant=variant)
+        np.testing.assert_allclose(found, np.reshape(expected, (6, 2)).mean(1), rtol=2e-5)
+
+
 # Matching rows: info_nce and siglip.
 
 X = RNG.normal(size=(5, 3)).astype(np.float32)

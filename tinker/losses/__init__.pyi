@@ -4,6 +4,7 @@ from .classification import poly1_cross_entropy as poly1_cross_entropy
 from .classification import poly1_focal as poly1_focal
 from .classification import squared_error as squared_error
 from .contrastive import info_nce as info_nce
+from .contrastive import multi_positive_cross_entropy as multi_positive_cross_entropy
 from .contrastive import siglip as siglip
 from .contrastive import supcon as supcon
 from .ensembles import mean_over_members as mean_over_members

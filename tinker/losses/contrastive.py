@@ -109,7 +109,56 @@ def siglip(
 siglip.batch_coupled = True
 
 
-def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):
+def multi_positive_cross_entropy(
+    scores, positives, *, candidates=None, margin=0.0, decoupled=False
+):
+    r"""Cross-entropy of finding each of a row's positives among its candidates, on average.
+
+    .. math:: \ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log
+                  \frac{e^{s_{ip} - m}}{e^{s_{ip} - m} + \sum_{a \in D_{ip}} e^{s_{ia} - m_a}}
+
+    D are the row's other candidates and positives; decoupled, the candidates that are no positives,
+    so that positives do not compete. The margin m is taken from the scores of positives, above the
+    line and below. It is what the losses of pairs are made of: of one positive it is InfoNCE, of a
+    class's others, which they are each other's candidates too, supervised contrastive learning; a
+    queue or a table of labels is so many columns more.
+
+    Args:
+      scores: s, ``[..., columns]``, any float dtype; computed in float32 at least. What is divided
+        by a temperature is divided before.
+      positives: Boolean, ``[..., columns]``.
+      candidates: Boolean, ``[..., columns]``; True by default. Positives need not be among them.
+      margin: m, in the units of the scores: divided by the temperature, as they are.
+      decoupled: Whether a row's other positives are left out below the line.
+
+    Returns:
+      Loss per row in nats, ``[...]``, float32; 0 for a row without a positive.
+
+    Source: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362, Eq. 2; decoupled,
+      Dual-Encoders for Extreme Multi-Label Classification, ICLR 2024, arXiv:2310.10636.
+    """
+    scores, positives = jnp.broadcast_arrays(scores, positives)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = scores - margin * positives
+    count = positives.sum(-1)
+    alone = count == 0  # its sums run over everything, so as to be finite, and are not used
+    below = positives if candidates is None else candidates | positives
+    below = jnp.ones_like(positives) if candidates is None else below
+    if decoupled:
+        below = below & ~positives
+        empty = ~below.any(-1)
+        rest = jax.nn.logsumexp(scores, -1, where=below | empty[..., None])
+        rest = jnp.where(empty, -jnp.inf, rest)[..., None]
+        each = jnp.where(positives, jax.nn.softplus(rest - scores), 0.0)
+        loss = each.sum(-1) / jnp.maximum(count, 1)
+    else:
+        total = jax.nn.logsumexp(scores, -1, where=below | alone[..., None])
+        found = jnp.where(positives, scores, 0.0).sum(-1) / jnp.maximum(count, 1)
+        loss = total - found
+    return jnp.where(alone, 0.0, loss)
+
+
+def supcon(z, labels=None, *, temperature=0.1, variant="out", margin=0.0, where=None):
     r"""Supervised contrastive loss: all of a class are positives, all else in the batch negatives.
 
     .. math:: \ell^{out}_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)} \log
@@ -128,6 +177,8 @@ def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):
       labels: Class indices, ``[batch]``, integers, or None: every example a class of its own.
       temperature: :math:`\tau` > 0.
       variant: ``"out"`` or ``"in"``: where the sum over positives stands, as seen from the log.
+      margin: Taken from the cosines of positives, above the line and below; 0.1 without labels is
+        the additive margin of NT-Xent-AM.
       where: Optional boolean ``[batch]``; False rows return 0 and are nobody's positive or
         negative.
 
@@ -140,7 +191,8 @@ def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):
       UserError: An unknown variant.
 
     Source: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362, Eq. 2 (out) and Eq. 3
-      (in).
+      (in); the margin as in Additive Margin in Contrastive Self-Supervised Frameworks to Learn
+      Discriminative Speaker Representations, Odyssey 2024, arXiv:2404.14913.
     """
     check_choice("variant", variant, VARIANTS)
     chex.assert_rank(z, {2, 3})
@@ -157,16 +209,19 @@ def supcon(z, labels=None, *, temperature=0.1, variant="out", where=None):
         kept = jnp.repeat(where, views)
         others &= kept & kept[:, None]
     positives = others & (labels == labels[:, None])
-    count = positives.sum(-1)
-    alone = count == 0  # its sums run over everything, so as to be finite, and are not used
-    total = jax.nn.logsumexp(scores, -1, where=others | alone[:, None])
+    margin = margin / temperature
     if variant == "out":
-        drawn = jnp.where(positives, scores, 0.0).sum(-1)  # mutate: equivalent, it is symmetric
-        drawn = drawn / jnp.maximum(count, 1)
+        loss = multi_positive_cross_entropy(scores, positives, candidates=others, margin=margin)
     else:
-        drawn = jax.nn.logsumexp(scores, -1, where=positives | alone[:, None])
-        drawn = drawn - jnp.log(jnp.maximum(count, 1))
-    return jnp.where(alone, 0.0, total - drawn).reshape(batch, views).mean(1)
+        alone = ~positives.any(-1)  # its sums run over everything, so as to be finite
+        scores = scores - margin * positives
+        total, drawn = (
+            jax.nn.logsumexp(scores, -1, where=among | alone[:, None])
+            for among in (others, positives)
+        )
+        loss = total - drawn + jnp.log(jnp.maximum(positives.sum(-1), 1))
+        loss = jnp.where(alone, 0.0, loss)
+    return loss.reshape(batch, views).mean(1)
 
 
 supcon.batch_coupled = True
