@@ -7,6 +7,7 @@ from .contrastive import info_nce as info_nce
 from .contrastive import multi_positive_cross_entropy as multi_positive_cross_entropy
 from .contrastive import siglip as siglip
 from .contrastive import supcon as supcon
+from .detection import box_loss as box_loss
 from .ensembles import mean_over_members as mean_over_members
 from .self_supervised import dino_loss as dino_loss
 from .self_supervised import ibot_loss as ibot_loss

@@ -1,3 +1,8 @@
+from .boxes import box_iou as box_iou
+from .boxes import complete_box_iou as complete_box_iou
+from .boxes import distance_box_iou as distance_box_iou
+from .boxes import distance_nms as distance_nms
+from .boxes import generalized_box_iou as generalized_box_iou
 from .clusters import KMeans as KMeans
 from .clusters import kmeans as kmeans
 from .curvature import TopEigenvalues as TopEigenvalues
