@@ -8,6 +8,9 @@ from .contrastive import multi_positive_cross_entropy as multi_positive_cross_en
 from .contrastive import siglip as siglip
 from .contrastive import supcon as supcon
 from .detection import box_loss as box_loss
+from .distillation import SelfDistilled as SelfDistilled
+from .distillation import best_truth_weight as best_truth_weight
+from .distillation import self_distilled_ridge as self_distilled_ridge
 from .ensembles import mean_over_members as mean_over_members
 from .self_supervised import dino_loss as dino_loss
 from .self_supervised import ibot_loss as ibot_loss
