@@ -3,6 +3,7 @@ from .attention.patterns import FixedPattern as FixedPattern
 from .attention.patterns import LocalGlobalPattern as LocalGlobalPattern
 from .attention.patterns import LocalPattern as LocalPattern
 from .attention.patterns import StridedPattern as StridedPattern
+from .attention.split import split_attention as split_attention
 from .contrastive.api import contrastive_sigmoid as contrastive_sigmoid
 from .contrastive.api import contrastive_softmax as contrastive_softmax
 from .costs import CostFactors as CostFactors

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from tinker.numerics.errors import UserError, check_choice
+from tinker.numerics.errors import UserError, check_choice, nearest
 
 VMEM_BYTES = 16 * 2**20  # what a TPU program may use of it unless told otherwise
 SMEM_BYTES = 227 * 2**10  # shared memory of a block on Hopper
@@ -25,6 +25,36 @@ def choose(implementation):
     """
     check_choice("implementation", implementation, (None, "xla", "pallas"))
     return implementation or "xla"
+
+
+def mesh_with(name, axis, size, what):
+    """The mesh that is traced for, and how many of its devices an axis, or several, have.
+
+    Args:
+      name: Of the keyword that named the axis.
+      axis: An axis of the mesh or a tuple of them.
+      size: What is split over it.
+      what: That in words.
+
+    Returns:
+      ``(mesh, devices)``.
+
+    Raises:
+      UserError: There is no such axis, or the size does not divide.
+    """
+    mesh, devices = jax.sharding.get_abstract_mesh(), 1
+    for one in (axis,) if isinstance(axis, str) else axis:
+        if one not in mesh.axis_names:
+            raise UserError(
+                f"{name}={axis!r} is of no mesh here{nearest(one, mesh.axis_names)}: call under "
+                f"`with jax.set_mesh(mesh)`, whose axes now are {mesh.axis_names}"
+            )
+        devices *= mesh.shape[one]
+    if size % devices:
+        raise UserError(
+            f"{size} {what} do not divide among the {devices} devices of {name}={axis!r}"
+        )
+    return mesh, devices
 
 
 def run_pallas(tpu, gpu, *arrays):

@@ -60,7 +60,9 @@ def test_importing_loads_nothing_heavy(python, code):
     assert json.loads(python(f"{code}\n{LOADED}").stdout) == []
 
 
-@pytest.mark.parametrize("argv", ["--help", "--version", "train --help", "data --help"])
+@pytest.mark.parametrize(
+    "argv", ["--help", "--version", "train --help", "plan --help", "data --help"]
+)
 def test_help_loads_nothing_heavy(python, argv):
     code = f"import tinker.cli\nassert tinker.cli.main({argv.split()!r}) == 0\n{LOADED}"
     out = python(code).stdout

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from tinker.kernels.contrastive import reference, xla
+from tinker.kernels.dispatch import mesh_with
 from tinker.kernels.tiled_matmul.api import check_operands, reduce_rows, reduce_rows_gradients
-from tinker.numerics.errors import UserError, nearest
 
 
 def contrastive_softmax(
@@ -131,16 +131,7 @@ def _plan(kind, x, y, axis, precision, implementation):
     if axis is None:
         return _Plan(kind, None, None, 1, precision, xla.side_of_tile(), implementation)
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    mesh, size = jax.sharding.get_abstract_mesh(), 1
-    for name in axes:
-        if name not in mesh.axis_names:
-            raise UserError(
-                f"axis={axis!r} is of no mesh here{nearest(name, mesh.axis_names)}: call under "
-                f"`with jax.set_mesh(mesh)`, whose axes now are {mesh.axis_names}"
-            )
-        size *= mesh.shape[name]
-    if len(x) % size:
-        raise UserError(f"{len(x)} rows do not divide among the {size} devices of axis={axis!r}")
+    mesh, size = mesh_with("axis", axis, len(x), "rows")
     return _Plan(kind, axes, mesh, size, precision, xla.side_of_tile(), implementation)
 
 

@@ -400,3 +400,12 @@ def test_shuffle_share_moves_its_share_and_loses_no_row():
         assert (moved[:, 0] != np.arange(200)).sum() == 200 * share
     other = run(data.shuffle_share, rows, share=1.0, key=jax.random.key(9))
     assert (other != moved).any()
+
+
+def test_diluted_labels_are_drawn_as_if_of_copies():
+    labels = np.repeat(np.arange(4), 5000)
+    for copies in (0, 3):
+        out = run(data.diluted_labels, labels, copies=copies, classes=4)
+        counts = np.histogram2d(labels, out, bins=4)[0] / 5000
+        expected = np.full((4, 4), copies / (1 + copies) / 4) + np.eye(4) / (1 + copies)
+        np.testing.assert_allclose(counts, expected, atol=0.03)

@@ -118,14 +118,16 @@ def test_batches_follow_batch_indices(make, length, drop, masked):
 def test_processes_concatenated_are_one(make, processes):
     whole = data.batches(make(13), 8, seed=1, epochs=2)
     parts = [
-        data.batches(make(13), 8, seed=1, epochs=2, process_index=i, process_count=processes)
-        for i in range(processes)
+        data.batches(make(13), 8, seed=1, epochs=2, places=places)
+        for places in np.split(np.arange(8), processes)
     ]
     for batch, *shares in zip(whole, *parts, strict=True):
         for key, value in batch.items():
             np.testing.assert_array_equal(value, np.concatenate([s[key] for s in shares]))
-    with pytest.raises(UserError, match="multiple of 3 processes"):
-        data.batches(make(13), 8, process_count=3)
+    picked = data.batches(make(13), 8, seed=1, epochs=2, places=np.array([6, 1]))
+    for batch, part in zip(data.batches(make(13), 8, seed=1, epochs=2), picked, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(part[key], value[[6, 1]])
 
 
 @pytest.mark.parametrize("make", [in_arrays, in_files])

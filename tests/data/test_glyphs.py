@@ -141,6 +141,30 @@ def test_disjoint_fonts(split_seed):
         assert set(family) <= used["train"] or set(family) <= used["test"]
 
 
+def test_disjoint_classes():
+    options = {"classes": 14, "disjoint_classes": True, "rotation": 0.0, "noise": 0.0}
+    options |= {"size": 70, "validation_size": 20, "test_size": 50, "split_seed": 3}
+    splits = {s: data.load("glyphs", s, **options) for s in ("train", "validation", "test")}
+    labels = {s: sorted(set(ds.source["label"].tolist())) for s, ds in splits.items()}
+    assert list(labels.values()) == [list(range(7)), [7, 8], list(range(9, 14))]
+    names = splits["test"].info["class_names"]
+    assert sorted(names) == sorted(glyphs.CHARACTERS[:14]) and names != sorted(names)
+    assert names != data.load("glyphs", "test", **options | {"split_seed": 4}).info["class_names"]
+    # a label's name is what is drawn
+    plain = {"rotation": 0.0, "noise": 0.0, "scale": (1, 1), "shear": 0.0, "shift": 0.0}
+    plain |= {"stroke": (0, 0)}
+    found = data.load("glyphs", "test", **options | plain).source
+    for label in labels["test"]:
+        one = glyphs.CHARACTERS.index(names[label])
+        (row,) = np.flatnonzero(found["label"] == label)[:1]
+        font = (glyphs.FONT_NAMES[found["font"][row]],)
+        drawn = data.draw_glyphs(0, 2, font, classes=(one, 0), **plain)
+        same = drawn["image"][np.flatnonzero(drawn["label"] == 0)[0]]
+        np.testing.assert_allclose(found["image"][row], same, atol=1e-6)
+    both = data.load("glyphs", "train+validation", **options).source
+    assert sorted(set(both["label"].tolist())) == list(range(9))
+
+
 def test_a_nearest_centroid_finds_structure():
     train, test = (
         data.load("glyphs", s, size=2000, test_size=500, shift=0.5).source

@@ -49,6 +49,27 @@ def test_linear_target_is_linear_of_unit_weight():
     np.testing.assert_allclose(variances[:-1] / variances[1:], 100 ** (1 / 5), rtol=0.15)
 
 
+def test_seasons_go_on_as_they_began():
+    world = data.seasonal_series(0, 2000, length=40, noise=0.0)
+    whole = np.concatenate([world["series"][..., 0], world["target"]], 1)
+    np.testing.assert_array_equal(world["target"], world["truth"])
+    # a sine of any phase: x[t-1] + x[t+1] is 2 cos(2 pi / period) x[t]
+    middle, sides = whole[:, 1:-1], whole[:, :-2] + whole[:, 2:]
+    cosine = (sides * middle).sum(1) / (middle * middle).sum(1) / 2
+    np.testing.assert_allclose(sides, 2 * cosine[:, None] * middle, atol=1e-4)
+    period = 2 * np.pi / np.arccos(cosine)
+    assert 8 <= period.min() < 8.1 and 15.9 < period.max() <= 16.001
+    amplitude = np.abs(whole).max(1)
+    assert 0.45 < amplitude.min() < 0.52 and 1.48 < amplitude.max() < 1.5001
+    for tails, kurtosis in ((None, 3.0), (10.0, 4.0)):
+        noisy = data.seasonal_series(0, 2000, length=40, noise=0.5, tails=tails)
+        error = (noisy["target"] - noisy["truth"]).ravel()
+        assert noisy["target"].shape == (2000, 8) and noisy["series"].shape == (2000, 40, 1)
+        np.testing.assert_allclose(np.mean(error**4) / np.var(error) ** 2, kurtosis, rtol=0.15)
+        spread = 0.5 if tails is None else 0.5 * np.sqrt(10 / 8)
+        np.testing.assert_allclose(error.std(), spread, rtol=0.03)
+
+
 def test_delayed_recall_hides_one_sign_and_asks_for_it():
     world = data.delayed_recall(0, 500, length=40, cues=3, noise=5, ask=0.25)
     tokens, where, distance = (world[k] for k in ("tokens", "where", "distance"))

@@ -17,13 +17,14 @@ from tinker.launch.jobs import Plan
 HEAD = "import os, signal, sys, time\nme = int(os.environ['ME'])\n"
 
 
-def launch(tmp_path, *bodies):
+def launch(tmp_path, *bodies, restarts=0):
     """Runs processes with these bodies; gives the status and the seconds."""
     (tmp_path / "logs").mkdir(exist_ok=True)
     python = [sys.executable, "-u", "-c"]
     commands = [["env", f"ME={i}", *python, HEAD + body] for i, body in enumerate(bodies)]
     start = time.monotonic()
-    status = local.run(make(tmp_path, processes=len(bodies)), Plan(commands))
+    job = make(tmp_path, processes=len(bodies), restarts=restarts)
+    status = local.run(job, Plan(commands))
     return status, time.monotonic() - start
 
 
@@ -67,6 +68,21 @@ def test_one_that_fails_ends_all_and_is_named(death, status, told, tmp_path, cap
     found, seconds = launch(tmp_path, waits, f"time.sleep(0.3); {death}", waits)
     assert found == status and seconds < 10
     assert told in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "codes, runs", [([1], 1), ([2], 1), ([143], 1), ([130], 1), ([-9, 134, 0], 3), ([-9] * 9, 3)]
+)
+def test_a_killed_run_starts_again(codes, runs, tmp_path, capfd):
+    count = tmp_path / "count"
+    body = f"import pathlib; p = pathlib.Path({str(count)!r}); n = len(p.read_text())\n"
+    body += f"p.write_text('x' * (n + 1)); code = {codes}[n]\n"
+    body += "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)"
+    count.write_text("")
+    status, _ = launch(tmp_path, body, "time.sleep(0.2)", restarts=2)
+    last = codes[runs - 1]
+    assert (status, len(count.read_text())) == (last if last >= 0 else 128 - last, runs)
+    assert capfd.readouterr().err.count("starting again") == runs - 1
 
 
 def test_one_that_will_not_end_is_killed_with_what_it_started(tmp_path, capfd, monkeypatch):
@@ -167,6 +183,7 @@ def test_two_processes_train_and_a_killed_one_ends_the_run_which_then_goes_on(tm
         f"--workdir={workdir}",
         "--config.launch.processes=2",
         "--config.launch.devices=2",
+        "--config.launch.restarts=0",
     ]
     root = str(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     env = {**os.environ, "PYTHONPATH": root}

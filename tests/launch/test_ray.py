@@ -97,16 +97,12 @@ def without_seconds(found):
     return {**found, "values": values, "seconds": None}
 
 
-def test_a_study_with_a_worker_killed_is_the_study_without(tmp_path):
-    """Each arm and seed is a task; some of them die with their worker."""
-    from tinker.launch.ray import tasks
-
-    pids = tmp_path / "pids"
-    pids.mkdir()
-    config, killed = a_study(pids=str(pids), seconds=0.5), []
+def kill_workers(pids, count):
+    """Kills so many processes that compute, one after another: (the thread, their numbers)."""
+    killed = []
 
     def kill():
-        while len(killed) < 2:
+        while len(killed) < count:
             for path in pids.iterdir():
                 if int(path.name) not in killed:
                     os.kill(int(path.name), signal.SIGKILL)
@@ -116,7 +112,42 @@ def test_a_study_with_a_worker_killed_is_the_study_without(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    told = []
+    return killer, killed
+
+
+def test_all_studies_with_a_worker_killed_are_those_without(tmp_path, monkeypatch):
+    """The command as users type it; of the catalogue, two studies of this file."""
+    from tinker import papers, study
+    from tinker.cli import main, studies
+
+    pids, finished = tmp_path / "pids", {}
+    pids.mkdir()
+    names = ("one", "two")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papers, "rows", lambda room=None: {n: {} for n in names})
+    monkeypatch.setattr(
+        study, "load_study", lambda name: (name, "", a_study(pids=str(pids), seconds=0.5))
+    )
+    monkeypatch.setattr(studies, "finish", lambda found, args: finished.update({found[0]: found}))
+    killer, killed = kill_workers(pids, 2)
+    assert main(["study", "--all", "--on=ray", "--config.launch.parallel=2"]) == 0
+    killer.join()
+    assert len(killed) == 2 and finished.keys() == set(names)
+    for name in names:
+        *_, workdir, found = finished[name]
+        here = run_study(a_study(), tmp_path / "here" / name, name=name)
+        assert without_seconds(found) == without_seconds(here)
+        assert len(list((workdir / "runs").iterdir())) == 8
+
+
+def test_a_study_with_a_worker_killed_is_the_study_without(tmp_path):
+    """Each arm and seed is a task; some of them die with their worker."""
+    from tinker.launch.ray import tasks
+
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    config, told = a_study(pids=str(pids), seconds=0.5), []
+    killer, killed = kill_workers(pids, 2)
     found = run_study(
         config,
         tmp_path / "ray",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 from tests.conftest import ROOT
 from tinker import losses
@@ -387,3 +388,79 @@ def test_mistakes_with_matching_rows_are_told():
         losses.siglip(X, Y, axis="data")
     with pytest.raises(AssertionError):
         losses.info_nce(X, Y[:4])
+
+
+# Scores of queries and labels.
+
+
+@jax.jit
+def labelled(scores, positives, k, alpha):
+    softmax = losses.multi_positive_cross_entropy(scores, positives)
+    return {
+        "topk": losses.soft_top_k_loss(scores, positives, k=k, alpha=alpha).mean(),
+        "decoupled-softmax": losses.multi_positive_cross_entropy(
+            scores, positives, decoupled=True
+        ).mean(),
+        # there the sum over positives, here their mean
+        "softmax": jnp.mean(softmax * positives.sum(-1)),
+    }
+
+
+def test_losses_of_many_labels_are_the_authors():
+    (golden,) = json.loads((ROOT / "tests" / "golden" / "dexml.json").read_text())
+    for case in golden["cases"]:
+        scores, positives = np.array(case["scores"]), np.array(case["positives"], bool)
+        found = labelled(scores, positives, float(case["k"]), case["alpha"])
+        for name, value in case["losses"].items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_only_decoupled_positives_never_lose_to_each_other():
+    """Of two positives far above the rest, the better one is pushed down by the softmax alone."""
+    scores, positives = np.array([6.0, 3.0, 0.0, -1.0]), np.array([True, True, False, False])
+
+    @jax.jit
+    def slopes(scores):
+        softmax = losses.multi_positive_cross_entropy
+        decoupled = functools.partial(softmax, decoupled=True)
+        top = functools.partial(losses.soft_top_k_loss, k=2)
+        return [jax.grad(loss)(scores, positives) for loss in (softmax, decoupled, top)]
+
+    softmax, decoupled, top = slopes(scores)
+    assert softmax[0] > 0.4 and decoupled[0] < 0
+    assert (top[:2] < 0).all() and (top[2:] > 0).all()
+    np.testing.assert_allclose(top.sum(), 0, atol=1e-6)
+
+
+def test_soft_top_k_loss_by_root_finding_and_its_corners():
+    def row(scores, positives, k, alpha):
+        def excess(t):
+            return np.sum(1 / (1 + np.exp(-alpha * (scores + t)))) - k
+
+        t = brentq(excess, -100, 100)
+        return np.mean(np.log1p(np.exp(-alpha * (scores[positives] + t))))
+
+    scores = 3 * RNG.normal(size=(3, 8))
+    positives = np.arange(8) % np.array([2, 3, 5])[:, None] == 0
+    loss = jax.jit(losses.soft_top_k_loss)
+    expected = [row(s, p, 5, 2.0) for s, p in zip(scores, positives)]  # k and alpha by default
+    np.testing.assert_allclose(loss(scores, positives), expected, rtol=1e-4)
+    found = loss(scores, positives, k=np.array([1.0, 2.5, 7.0]), alpha=0.5)
+    expected = [row(s, p, k, 0.5) for s, p, k in zip(scores, positives, (1, 2.5, 7))]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    ahead = RNG.normal(size=scores.shape)
+    with jax.enable_x64(True):
+        total = jax.jit(lambda s: losses.soft_top_k_loss(s, positives).sum())
+        difference = (total(scores + 1e-5 * ahead) - total(scores - 1e-5 * ahead)) / 2e-5
+        np.testing.assert_allclose(
+            np.vdot(jax.jit(jax.grad(total))(scores), ahead), difference, rtol=1e-6
+        )
+    value = jax.jit(jax.value_and_grad(lambda s, p: loss(s, p).sum()))
+    extreme = 1e4 * np.sign(scores)
+    for s in (extreme, 0 * scores, scores):
+        for p in (positives, positives & False):
+            found = value(s, p)
+            assert all(np.isfinite(x).all() for x in found)
+            assert p.any() or not np.any(found[0])
+    assert loss(jnp.asarray(scores, jnp.bfloat16), positives).dtype == jnp.float32

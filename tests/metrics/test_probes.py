@@ -106,3 +106,29 @@ def test_linear_probe_is_jittable_and_finite_at_the_corners():
         metrics.linear_probe(SPLITS[0], SPLITS[1][:5], *SPLITS[2:])
     with pytest.raises(AssertionError):
         metrics.linear_probe(*SPLITS[:2], SPLITS[2][:, :5], SPLITS[3])
+
+
+def test_of_views_draws_each_and_asks_for_the_output():
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+    def apply(*views, train):
+        assert not train
+        return {"embeddings": jnp.stack(views, 1), "twice": 2 * jnp.stack(views, 1)}
+
+    def augment(key, x):
+        return x + jax.random.normal(key, x.shape)
+
+    def spread(z):  # [batch, views, dim]
+        return jnp.abs(z - z[:, :1]).sum((1, 2))
+
+    options = {"metric": spread, "augment": augment}
+    found = metrics.of_views(apply, jax.random.key(0), x, **options)
+    assert found.shape == (3,) and (found > 0).all()
+    doubled = metrics.of_views(apply, jax.random.key(0), x, **options, output="twice")
+    np.testing.assert_allclose(doubled, 2 * found, rtol=1e-6)
+    three = metrics.of_views(apply, jax.random.key(0), x, **options | {"views": 3})
+    assert (three != found).all()
+    mean = {"metric": lambda z: z.mean((1, 2)), "augment": lambda key, x: x}
+    np.testing.assert_allclose(
+        metrics.of_views(apply, jax.random.key(0), x, **mean), x.mean(1), rtol=1e-6
+    )

@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -158,10 +157,8 @@ def test_a_flipped_bit_in_a_restored_array_is_found(whole, copy, monkeypatch):
     for path in meta["arrays"]:
         value = np.array(flat[path])
         value.reshape(-1).view(np.uint8)[-1] ^= 1
-        restored = types.SimpleNamespace(
-            state={**flat, path: jax.device_put(value, flat[path].sharding)}
-        )
-        monkeypatch.setattr(saved.manager, "restore", lambda step, args, r=restored: r)
+        restored = {**flat, path: jax.device_put(value, flat[path].sharding)}
+        monkeypatch.setattr(saved, "_read", lambda step, restored=restored, **args: restored)
         with pytest.raises(checkpoints.Corrupt, match="checksum"):
             saved.read(40, meta, made.abstract, made.shardings)
     saved.close()

@@ -1,5 +1,6 @@
 """The loop: the same numbers whatever the dispatch, what it reports, and how it stops."""
 
+import json
 import signal
 import time
 
@@ -222,3 +223,46 @@ def test_arms_of_a_seed_share_split_order_and_initialisation():
     )
     assert still["loss"] == plain["loss"]  # of the same first batch, at the same parameters
     assert still["test/nll"] != plain["test/nll"]
+
+
+def test_mfu_is_of_the_models_products(tmp_path):
+    job = tiny(steps=40, eval_every=0, peak_flops=1e9)
+    train.fit(train.override(job, {"steps": 20}), tmp_path / "a", progress=False)
+    first = json.loads((tmp_path / "a/starts.jsonl").read_text())
+    assert first["step"] == 0 and abs(first["time"] - time.time()) < 600
+    trained = [
+        row
+        for row in map(json.loads, (tmp_path / "a/metrics.jsonl").read_text().splitlines())
+        if "loss" in row
+    ]
+    # 64 images of 8 x 8 through 32 units to 10 classes; the images need no gradient.
+    flops = 2 * 64 * (2 * 64 * 32 + 3 * 32 * 10)
+    for row in trained[1:]:
+        np.testing.assert_allclose(row["mfu"], flops * row["steps_per_second"] / 1e9, rtol=2e-3)
+        assert 0 < row["goodput"] <= 1
+
+
+def test_goodput_counts_what_was_lost_and_the_time_between_starts(tmp_path):
+    rows = [
+        {"step": 10, "loss": 1.0, "steps_per_second": 0.0},  # compiled: not timed
+        {"step": 20, "loss": 1.0, "steps_per_second": 10.0},
+        {"step": 20, "test/nll": 1.0},
+        {"step": 30, "loss": 1.0, "steps_per_second": 5.0},
+    ]
+    assert train.reporting.productive_seconds(rows) == (20 / 10 + 10 / 5, 30)
+    assert train.reporting.productive_seconds([]) == (0.0, 0)
+    workdir, hour = train.workdir.folder(tmp_path / "run"), 3600.0
+    job = tiny(eval_every=0)
+    train.fit(train.override(job, {"steps": 20}), workdir, progress=False)
+    assert "mfu" not in (workdir / "metrics.jsonl").read_text()  # a CPU's peak is not known
+    starts = workdir / "starts.jsonl"
+    early = json.loads(starts.read_text()) | {"time": time.time() - hour}
+    starts.write_text(json.dumps(early) + "\n")
+    config = json.loads((workdir / "config.json").read_text()) | {"steps": 40}
+    (workdir / "config.json").write_text(json.dumps(config))
+    rows = train.loop.run(job, workdir, progress=False)[2]
+    assert [json.loads(s)["step"] for s in starts.read_text().splitlines()] == [0, 20]
+    seconds, step = train.reporting.productive_seconds(rows)
+    assert step == 40
+    goodput = [row["goodput"] for row in rows if "goodput" in row][-1]
+    np.testing.assert_allclose(goodput, seconds / hour, rtol=0.05)

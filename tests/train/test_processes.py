@@ -26,7 +26,9 @@ from tinker.train.processes import join_processes
 join_processes({coordinator!r}, {count}, int(sys.argv[1]))
 from tests.train.tiny import tiny
 from tinker import train
-train.fit(tiny(**{changes!r}), {workdir!r}, progress=False)
+config = tiny(**{changes!r})
+{before}
+(train.run_sweep if config.sweep else train.fit)(config, {workdir!r}, progress=False)
 """
 
 
@@ -36,10 +38,11 @@ def free_port():
         return found.getsockname()[1]
 
 
-def launch(count, workdir, **changes):
-    """Starts a job of so many processes, a device each."""
+def launch(count, workdir, before="", **changes):
+    """Starts a job of so many processes, a device each; ``before`` is code that each runs first."""
     coordinator = f"127.0.0.1:{free_port()}"
     given = dict(root=str(ROOT), coordinator=coordinator, count=count, changes=changes)
+    given["before"] = before
     script = SCRIPT.format(workdir=str(workdir), **given)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     options = dict(env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -107,6 +110,98 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(tmp_path):
     assert "SIGTERM: saved step" in said[0]
     step = train.restore(tmp_path)[1].step
     assert 0 < step < 100_000 and f"saved step {step}" in said[0]
+
+
+# In process 1 alone.
+BREAKS = """
+from tinker.train import feeding
+read, count = feeding.Ahead._read, []
+def broken(self, iterators):
+    count.append(1)
+    if jax.process_index() == 1 and len(count) == 40:
+        raise OSError("no such disk")
+    return read(self, iterators)
+feeding.Ahead._read = broken
+"""
+OTHER_CONFIG = "config.batch_size = 32 if jax.process_index() else 64"
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "before, why",
+    [(BREAKS, "OSError: no such disk"), (OTHER_CONFIG, "batch_size is 64 there, 32 here")],
+)
+def test_a_process_that_fails_by_itself_ends_the_others_with_its_code(before, why, tmp_path):
+    """It would wait at its exit for the others, and they in a step for it."""
+    processes, ended = launch(2, tmp_path, before, **JOB | {"steps": 100_000}), {}
+    until(lambda: (tmp_path / "config.json").exists(), processes)
+    while len(ended) < 2:
+        ended |= {i: time.monotonic() for i in (0, 1) if i not in ended and processes[i].poll()}
+        time.sleep(0.05)
+    said = finish(processes)
+    assert [p.returncode for p in processes] == [1, 1], said
+    assert abs(ended[0] - ended[1]) < 30
+    assert f"process 1 on {socket.gethostname()} failed: " in said[0] and why in said[0]
+    assert "Traceback" not in said[0] and why in said[1].splitlines()[-1]
+
+
+@pytest.mark.deep
+def test_processes_that_hold_the_same_rows_read_them(tmp_path):
+    """Over ``tensor`` alone nothing of a batch is split: every process needs all of it."""
+    meshes = {"tensor": (2, {"data": 1, "tensor": 2}), "both": (4, {"data": 2, "tensor": 2})}
+    train.fit(tiny(**JOB), tmp_path / "one", progress=False)
+    for name, (count, mesh) in meshes.items():
+        processes = launch(count, tmp_path / name, **JOB, mesh=mesh)
+        said = finish(processes)
+        assert [p.returncode for p in processes] == [0] * count, said
+        close(tmp_path / name, tmp_path / "one")
+
+
+UNREADABLE = """
+from tinker.train.checkpoints import Checkpoints
+keep = Checkpoints.__init__
+def hurt(self, *args, **keywords):
+    keep(self, *args, **keywords)
+    restore = self.reader.restore
+    def unable(path, *args, **keywords):
+        if jax.process_index() == 1 and path.name == "30":
+            raise OSError("a shard is gone")
+        return restore(path, *args, **keywords)
+    self.reader.restore = unable
+Checkpoints.__init__ = hurt
+"""
+
+
+@pytest.mark.deep
+def test_a_checkpoint_that_one_process_cannot_read_is_read_by_none(tmp_path):
+    job = JOB | {"checkpoint_every": 15}
+    finish(launch(2, tmp_path, **job))
+    before = rows(tmp_path)
+    processes = launch(2, tmp_path, UNREADABLE, **job)
+    said = finish(processes)
+    assert [p.returncode for p in processes] == [0, 0], said
+    assert "process 1 cannot read it" in said[0] and "at step 15" in said[0]
+    assert rows(tmp_path) == before
+    assert [p.name for p in (tmp_path / "checkpoints_bad").iterdir()] == ["30"]
+
+
+@pytest.mark.deep
+def test_a_sweep_of_two_processes_is_stopped_and_goes_on(tmp_path):
+    """The second point has fewer steps than the first: no number of steps tells where to stop."""
+    job = JOB | {"log_every": 5, "sweep": [{"steps": 60}, {"steps": 20}, {"steps": 50}]}
+    processes = launch(2, tmp_path, **job)
+    until(lambda: len(steps_of(tmp_path / "steps=60")) > 11, processes)  # its last step is logged
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes)
+    assert [p.returncode for p in processes] == [143, 143], said
+    assert len(list(tmp_path.glob("*/result.json"))) < 3
+    processes = launch(2, tmp_path, **job)
+    said = finish(processes)
+    assert [p.returncode for p in processes] == [0, 0], said
+    table = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [row["status"] for row in table] == ["finished"] * 3
+    train.fit(tiny(**JOB | {"log_every": 5, "steps": 50}), tmp_path / "alone", progress=False)
+    close(tmp_path / "steps=50", tmp_path / "alone")
 
 
 @pytest.mark.deep

@@ -165,6 +165,20 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
         train.run_sweep(config, workdir)
 
 
+def test_a_signal_at_the_end_of_a_point_ends_the_sweep(tmp_path, monkeypatch, capsys):
+    """The run is finished, and so takes no notice; more of them are to come."""
+    trained, draw = count_fits(monkeypatch), Reporter.draw
+    at_its_end = lambda *_, force=False: force and signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(Reporter, "draw", at_its_end)
+    with pytest.raises(train.Interrupted) as stopped:
+        train.run_sweep(swept(), tmp_path, progress=False)
+    assert stopped.value.code == 143 and len(trained) == 1
+    assert "SIGTERM: 1 points are finished; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Reporter, "draw", draw)
+    rows = train.run_sweep(swept(), tmp_path, progress=False)
+    assert len(trained) == 4 and {row["status"] for row in rows} == {"finished"}
+
+
 def test_points_of_one_program_run_one_after_another(tmp_path, monkeypatch):
     config = tiny()
     config.sweep = [{RATE: r, "seed": s} for s in (0, 1) for r in (1e-3, 1e-2)]

@@ -21,11 +21,18 @@ def train(args, overrides):
         return
     if args.sweep_index is not None and not config.get("sweep"):
         raise UserError("--sweep_index is of a sweep: set config.sweep, or --sweep.KEY=VALUE,…")
-    config = _job(config)
-    from tinker.train import fit
-    from tinker.train.processes import join_processes
+    config = job_of(config)
+    from tinker.train.processes import fail, join_processes
 
     join_processes(args.coordinator, args.processes, args.process_id)
+    try:
+        _train(config, args)
+    except UserError as error:
+        fail(error, 2)
+        raise
+
+
+def _train(config, args):
     if args.config.endswith("/launch/config.json"):
         from tinker.launch.jobs import other_version
         from tinker.train.reporting import say
@@ -36,14 +43,16 @@ def train(args, overrides):
     if config.get("sweep"):
         sweep(config, args.workdir, args.sweep_index)
         return
-    _, results = fit(config, args.workdir)
     import jax
 
+    from tinker.train import fit
+
+    _, results = fit(config, args.workdir)
     if jax.process_index() == 0:
         show_results(results, args.workdir)
 
 
-def _job(config):
+def job_of(config):
     """The config itself; of a study, one run of its base."""
     if not config.get("arms"):
         return config
@@ -59,7 +68,7 @@ def launch(args, overrides):
     from tinker.launch import launch
     from tinker.train import override
 
-    config = _job(override(load_config(args.config), overrides))
+    config = job_of(override(load_config(args.config), overrides))
     return launch(config, args.workdir, args.on, dry_run=args.dry_run)
 
 

@@ -14,6 +14,7 @@ EXAMPLES = {
     "": """
   tinker train --config=train/vit_digits --workdir=runs/vit
   tinker eval --workdir=runs/vit
+  tinker plan --config=train/byte_lm --mesh=data=4,fsdp=2
   tinker data show digits --figure=digits.png
   tinker bench
 """,
@@ -28,6 +29,12 @@ EXAMPLES = {
   tinker train --config=train/vit_digits --workdir=runs/traced --profile=10:15
   tinker train --config=train/vit_digits --workdir=runs/rates \
       --sweep.optimizer.learning_rate=3e-4,1e-3,3e-3 --sweep.seed=0,1
+""",
+    "plan": """
+  tinker plan --config=train/byte_lm --mesh=data=4,fsdp=2
+  tinker plan --config=my_job.py --mesh=data=64,fsdp=4 --device=v5e
+  tinker plan --config=my_job.py --mesh=fsdp=8 --hbm=16GiB --config.model.remat=full
+  tinker plan --config=my_job.py --mesh=data=2,fsdp=2,tensor=2 --json
 """,
     "eval": """
   tinker eval --workdir=runs/vit
@@ -144,10 +151,12 @@ def parse(argv):
         options, extra = source_options(extra, parser)
     given = [f"--config.{key}" for key in [*overrides, *missing]]
     given += [f"--sweep.{key}" for key in [*sweep, *unswept]]
-    if path != "bench" and (extra or (path not in ("train", "launch", "study") and given)):
+    if path != "bench" and (extra or (path not in ("train", "plan", "launch", "study") and given)):
         raise UserError(complaint([*extra, *given][0], parser, args))
     if path == "study" and (sweep or unswept):
         raise UserError("a study is not swept: its config.tune tries values for each arm alike")
+    if path == "plan" and (sweep or unswept):
+        raise UserError("a plan is of one run: give --config.KEY=VALUE, not --sweep.KEY")
     if missing or unswept:
         flag = f"--config.{missing[0]}" if missing else f"--sweep.{unswept[0]}"
         raise UserError(f"{flag} needs a value: {flag}=VALUE{'' if missing else ',…'}")
@@ -210,6 +219,22 @@ def make_parsers():
     flag("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     flag("--processes", type=int, metavar="N", help="how many; 1 looks for no cluster")
     flag("--process_id", type=int, metavar="I", help="which this one is, from 0")
+
+    flag = add("plan", "Say what a training step needs of each device, before it runs anywhere.")
+    flag("--config", metavar="NAME|FILE[:ARG]", help="a config of tinker.configs, or a file")
+    flag(
+        "--mesh",
+        metavar="AXIS=N,…",
+        help="devices along data, fsdp and tensor, which are virtual here; config.mesh by default",
+    )
+    flag("--device", metavar="NAME", help="say whether it fits: v5e, v5p, v6e, h100, h200, …")
+    flag("--hbm", metavar="SIZE", help="the same of a device with so much memory, such as 16GiB")
+    flag("--json", action="store_true", help="print all of it as JSON")
+    parsers["plan"].add_argument_group(
+        "--config.KEY=VALUE",
+        "As of `tinker train`. The step is compiled and its state never allocated: a plan takes\n"
+        "minutes at most, and no accelerator. The exit status is 1 if it does not fit.",
+    )
 
     flag = add("launch", "Run a config on an engine: several processes here, Slurm, Ray, TPUs.")
     flag("--on", choices=ENGINES, metavar="ENGINE", help=", ".join(ENGINES))
@@ -333,7 +358,7 @@ def complaint(word, parser, args):
         return f"`{parser.prog}` has no use for {word!r}; see {parser.prog} --help"
     name = word.partition("=")[0]
     flags = parser.flags
-    if parser.path in ("train", "launch") and args.config:
+    if parser.path in ("train", "plan", "launch") and args.config:
         flags += [f"--config.{key}" for key in config_keys(args.config)]
     if parser.path == "data show":
         return f"an option of a source is given as --OPTION=VALUE, not {word!r}"
@@ -364,6 +389,11 @@ def bind(path, args, overrides, options, extra):
         from tinker.cli.jobs import train
 
         return functools.partial(train, args, overrides)
+    if path == "plan":
+        require(args, "config", "a name such as train/vit_digits, or a file")
+        from tinker.cli.plan import plan
+
+        return functools.partial(plan, args, overrides)
     if path == "launch":
         require(args, "on", f"one of {', '.join(ENGINES)}")
         require(args, "config", "a name such as train/vit_digits, or a file")

@@ -2,6 +2,7 @@ from .augmentations import affine as affine
 from .augmentations import amplitude_jitter as amplitude_jitter
 from .augmentations import color_jitter as color_jitter
 from .augmentations import cutmix as cutmix
+from .augmentations import diluted_labels as diluted_labels
 from .augmentations import feature_mask as feature_mask
 from .augmentations import feature_noise as feature_noise
 from .augmentations import gaussian_noise as gaussian_noise
@@ -27,10 +28,17 @@ from .loading import Dataset as Dataset
 from .loading import hold_out as hold_out
 from .loading import load as load
 from .loading import sources as sources
+from .sequences import NAME_TAGS as NAME_TAGS
+from .sequences import arithmetic as arithmetic
+from .sequences import boxed_images as boxed_images
+from .sequences import named_entities as named_entities
+from .sequences import noisy_translation as noisy_translation
+from .sequences import speech_like as speech_like
 from .synthetic import CAPTION_WORDS as CAPTION_WORDS
 from .synthetic import captioned_shapes as captioned_shapes
 from .synthetic import delayed_recall as delayed_recall
 from .synthetic import gaussian_blobs as gaussian_blobs
 from .synthetic import linear_regression as linear_regression
+from .synthetic import seasonal_series as seasonal_series
 from .synthetic import two_moons as two_moons
 from .tfds import prepare as prepare

@@ -465,3 +465,26 @@ def shuffle_share(key, x, *, share):
     """
     moved = jax.random.permutation(key, len(x))[: round(share * len(x))]
     return x.at[moved].set(x[jnp.roll(moved, 1)])
+
+
+def diluted_labels(key, labels, *, copies, classes):
+    r"""Labels as if every example were there once more for each of its copies, labelled at random.
+
+    .. math:: P(\tilde y = y) = \frac{1}{1 + \alpha} + \frac{\alpha}{(1 + \alpha) K}, \qquad
+              P(\tilde y = k) = \frac{\alpha}{(1 + \alpha) K} \;\text{ for } k \ne y
+
+    Args:
+      key: A jax random key.
+      labels: y, integers ``[...]`` in [0, classes).
+      copies: :math:`\alpha` >= 0, of each example, their labels uniform over all classes.
+      classes: K.
+
+    Returns:
+      Labels, ``[...]``, drawn anew at each call.
+
+    Source: Deep Learning is Robust to Massive Label Noise, 2017, arXiv:1705.10694, uniform label
+      noise; of copies without number, where the paper keeps a fixed set of them.
+    """
+    kept, drawn = jax.random.split(key)
+    keeps = jax.random.bernoulli(kept, 1 / (1 + copies), labels.shape)
+    return jnp.where(keeps, labels, jax.random.randint(drawn, labels.shape, 0, classes))

@@ -138,8 +138,7 @@ def batches(
     shuffle=True,
     epochs=None,
     drop_remainder=False,
-    process_index=0,
-    process_count=1,
+    places=None,
     threads=16,
 ):
     """Iterates over batches in the order of ``batch_indices``.
@@ -154,12 +153,12 @@ def batches(
       shuffle: Whether to permute each epoch.
       epochs: Number of passes; None never ends.
       drop_remainder: Whether the incomplete last batch is left out, or else padded.
-      process_index: Which contiguous share of every batch is this process's.
-      process_count: Number of processes, a divisor of batch_size.
+      places: Which places of every batch to read, where this process needs a part of it alone; an
+        array of integers in [0, batch_size). None reads all.
       threads: Batches that are read at a time, for a source that is not in memory.
 
     Returns:
-      An iterator over dicts of arrays ``[batch_size / process_count, …]``, with ``mask`` (bool,
+      An iterator over dicts of arrays ``[places, …]``, with ``mask`` (bool,
       False at padding) if and only if an epoch has padding. ``get_state()`` is a dict for JSON;
       ``set_state(state)`` continues there exactly.
 
@@ -168,10 +167,7 @@ def batches(
     """
     length = length_of(dataset)
     steps = steps_per_epoch(length, batch_size, drop_remainder)
-    if batch_size % process_count:
-        raise UserError(f"batch_size {batch_size} is not a multiple of {process_count} processes")
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    mine = slice(None) if places is None else places
     padded = length % batch_size != 0 and not drop_remainder
     source = dataset.source
     spec(dataset)  # refuses text before the first batch

@@ -132,7 +132,8 @@ def draw_glyphs(
       seed: An integer, or a sequence of them, of which everything is drawn.
       size: Number of images.
       fonts: Names out of ``FONT_NAMES``.
-      classes: Number of characters, 2 to 62: digits, then capitals, then small letters.
+      classes: Number of characters, 2 to 62: digits, then capitals, then small letters; or which,
+        a sequence of indices into ``CHARACTERS``.
       rotation: Largest angle either way, degrees.
       scale: Least and largest size, relative to capitals 17 pixels high.
       shear: Largest horizontal shear either way, pixels per pixel of height.
@@ -142,17 +143,19 @@ def draw_glyphs(
 
     Returns:
       A dict of ``image`` float32 ``[size, 28, 28, 1]`` in [0, 1], ink bright, ``label`` int32
-      ``[size]`` and ``font`` int32 ``[size]``, an index into ``FONT_NAMES``.
+      ``[size]``, a place among the classes, and ``font`` int32 ``[size]``, an index into
+      ``FONT_NAMES``.
 
     Raises:
       UserError: If classes is out of range.
     """
-    if not 2 <= classes <= len(CHARACTERS):
-        raise UserError(f"glyphs: classes must be from 2 to {len(CHARACTERS)}, got {classes}")
+    chosen = range(classes) if isinstance(classes, int) else classes
+    if not 2 <= (count := len(chosen)) <= len(CHARACTERS):
+        raise UserError(f"glyphs: classes must be from 2 to {len(CHARACTERS)}, got {count}")
     rng = np.random.default_rng(seed)
-    label = rng.permutation(np.arange(size) % classes)
+    label = rng.permutation(np.arange(size) % count)
     font = rng.integers(len(fonts), size=size)
-    fields = np.stack([_distance_field(f, c) for f in fonts for c in CHARACTERS[:classes]])
+    fields = np.stack([_distance_field(f, CHARACTERS[c]) for f in fonts for c in chosen])
 
     angle = np.deg2rad(rng.uniform(-rotation, rotation, size))
     zoom = rng.uniform(*scale, size)
@@ -176,7 +179,7 @@ def draw_glyphs(
         (yy, yx), (xy, xx) = inverse[..., rows, None]
         distance = _bilinear(
             fields,
-            font[rows] * classes + label[rows],
+            font[rows] * count + label[rows],
             (yy * dy + yx * dx) * _KEPT + middle,
             (xy * dy + xx * dx) * _KEPT + middle,
         )

@@ -225,6 +225,7 @@ def _glyphs(
     validation_size=2_000,
     test_size=2_000,
     disjoint_fonts=False,
+    disjoint_classes=False,
     **drawing,
 ):
     """Characters of 28x28 grey pixels drawn from matplotlib's fonts, 2 to 62 classes (generated).
@@ -237,6 +238,8 @@ def _glyphs(
       validation_size: Number of validation examples.
       test_size: Number of test examples.
       disjoint_fonts: Whether two of the seven font families are kept for test alone.
+      disjoint_classes: Whether each split has characters of its own, drawn of split_seed: half of
+        them train, a sixth validation, the others test. Labels go on from split to split.
       **drawing: Of ``draw_glyphs``: rotation, scale, shear, shift, stroke, noise.
 
     Returns:
@@ -245,17 +248,25 @@ def _glyphs(
     from tinker.data import glyphs
 
     sizes = {"train": size, "validation": validation_size, "test": test_size}
-    own = ["classes", "size", "validation_size", "test_size", "disjoint_fonts"]
+    own = ["classes", "size", "validation_size", "test_size", "disjoint_fonts", "disjoint_classes"]
     accepted = dict.fromkeys([*own, *_option_names(glyphs.draw_glyphs, 3)])
     _check_options("glyphs", drawing, list(accepted))
-    parts, fonts = [], []
+    parts, fonts, drawn = [], [], {part: (0, classes) for part in sizes}
+    names = list(glyphs.CHARACTERS[:classes])
+    if disjoint_classes:
+        order = np.random.default_rng((split_seed, len(SPLITS))).permutation(classes)
+        ends = [0, classes // 2, classes // 2 + classes // 6, classes]
+        drawn = {part: (a, order[a:b]) for part, a, b in zip(sizes, ends, ends[1:])}
+        names = [names[c] for c in order]
     for part in split.split("+"):
         chosen = glyphs.fonts_of(part, disjoint_fonts=disjoint_fonts, split_seed=split_seed)
         fonts += [f for f in chosen if f not in fonts]
         seed = (split_seed, SPLITS.index(part))
-        parts.append(glyphs.draw_glyphs(seed, sizes[part], chosen, classes=classes, **drawing))
+        first, among = drawn[part]
+        found = glyphs.draw_glyphs(seed, sizes[part], chosen, classes=among, **drawing)
+        parts.append({**found, "label": found["label"] + np.int32(first)})
     arrays = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
-    return arrays, {**_classification(list(glyphs.CHARACTERS[:classes])), "fonts": fonts}
+    return arrays, {**_classification(names), "fonts": fonts}
 
 
 def _tfds(name, split, split_seed, *, data_dir=None, keys=None, image_size=None, in_memory=False):

@@ -70,6 +70,39 @@ def linear_regression(seed, size, *, dimension=16, noise=0.1, condition=1.0):
     return {"features": features.astype(np.float32), "target": target.astype(np.float32)}
 
 
+def seasonal_series(seed, size, *, length=32, horizon=8, noise=0.3, tails=None):
+    r"""Windows of seasons, each of its own, and what follows them.
+
+    .. math:: x_t = a \sin(2 \pi t / p + \phi) + \sigma \varepsilon_t
+
+    Args:
+      seed: A non-negative integer, of which the examples are drawn.
+      size: Number of examples.
+      length: Steps of a window.
+      horizon: Steps that follow.
+      noise: :math:`\sigma`.
+      tails: Degrees of freedom of Student's distribution of the noise; None is a Gaussian.
+
+    Returns:
+      A dict of float32 ``series`` ``[size, length, 1]``, ``target`` ``[size, horizon]``, what
+      follows, and ``truth`` ``[size, horizon]``, the same without noise. The amplitude a is uniform
+      in [0.5, 1.5], the period p in [8, 16], the phase all round.
+    """
+    rng = np.random.default_rng(seed)
+    amplitude, period = rng.uniform(0.5, 1.5, (size, 1)), rng.uniform(8, 16, (size, 1))
+    phase = rng.uniform(0, 2 * np.pi, (size, 1))
+    clean = amplitude * np.sin(2 * np.pi * np.arange(length + horizon) / period + phase)
+    shape = clean.shape
+    errors = rng.standard_normal(shape) if tails is None else rng.standard_t(tails, shape)
+    seen = clean + noise * errors
+    found = {
+        "series": seen[:, :length, None],
+        "target": seen[:, length:],
+        "truth": clean[:, length:],
+    }
+    return {name: x.astype(np.float32) for name, x in found.items()}
+
+
 def delayed_recall(seed, size, *, length=128, cues=8, noise=16, ask=0.0625):
     """Corridors with a sign somewhere in their first half, and doors at which to remember it.
 

@@ -19,7 +19,7 @@ from tinker.study.reports import commit
 from tinker.train.building import check_keys, default_config
 from tinker.train.specs import as_plain, as_type
 from tinker.train.sweeps import sweep_points
-from tinker.train.workdir import differences, folder, plain, write_whole
+from tinker.train.workdir import differences, folder, is_remote, plain, write_whole
 
 
 class Job(NamedTuple):
@@ -91,7 +91,7 @@ def make_job(config, workdir):
     """The job of a config; raises a UserError for one that cannot be launched."""
     check_keys(config)
     settings = checked(config.launch)
-    workdir = str(folder(workdir))
+    workdir = str(folder(workdir, reachable=False))
     if "\n" in workdir:
         raise UserError("a workdir with a line break in its name cannot be launched")
     points = len(sweep_points(config.sweep, config.sweep_by)) if config.sweep else 0
@@ -185,7 +185,7 @@ def keep(job, files):
                 f"remove {place} if that job neither runs nor waits"
             )
     place.mkdir(parents=True, exist_ok=True)
-    if "://" not in job.workdir:
+    if not is_remote(job.workdir):
         (folder(job.workdir) / "logs").mkdir(exist_ok=True)
     for name, text in files.items():
         write_whole(place / name, text)

@@ -1,4 +1,4 @@
-"""This machine: several processes, of which one that fails ends all."""
+"""This machine: several processes, of which one that fails ends all, and a killed one restarts."""
 
 import os
 import queue
@@ -11,7 +11,7 @@ import threading
 import time
 
 from tinker.launch.jobs import Plan, exports
-from tinker.train.workdir import folder
+from tinker.train.workdir import folder, is_remote
 
 # When the first has failed, the others are asked to end, and killed after so many seconds; more of
 # them where the first had saved, because the others do so too.
@@ -60,12 +60,27 @@ def run(job, plan):
     """Runs the processes; returns the exit status of the first that failed, or 0.
 
     What they print is shown line by line after ``[i] ``, and added to
-    ``WORKDIR/logs/output-I.log``. SIGTERM and SIGINT are passed on to them.
+    ``WORKDIR/logs/output-I.log``. SIGTERM and SIGINT are passed on to them. When one was killed,
+    all of them start again, ``restarts`` times.
     """
-    logs = None if "://" in job.workdir else folder(job.workdir) / "logs"
-    running, ended, pumps = {}, queue.SimpleQueue(), []
+    restarts = job.settings["restarts"]
+    for n in range(restarts + 1):
+        status, asked = _run_once(job, plan)
+        # 143, 130: it was asked to stop, and has saved. Larger ones: a process was killed.
+        if status <= 130 or status == 143 or asked:
+            break
+        if n < restarts:
+            _say(f"exit code {status}: starting again ({n + 1} of {restarts})")
+    return status
+
+
+def _run_once(job, plan):
+    """(the exit status, whether a signal asked for the end)."""
+    logs = None if is_remote(job.workdir) else folder(job.workdir) / "logs"
+    running, ended, pumps, asked = {}, queue.SimpleQueue(), [], []
 
     def pass_on(number, frame):
+        asked.append(number)
         for process in running.values():
             process.send_signal(number)
 
@@ -84,7 +99,7 @@ def run(job, plan):
             )
             pumps.append(_thread(_pump, i, running[i].stdout, logs and logs / f"output-{i}.log"))
             _thread(lambda i, process: ended.put((i, process.wait())), i, running[i])
-        return _outcome(running, ended)
+        return _outcome(running, ended), bool(asked)
     finally:
         for process in running.values():
             _kill(process)

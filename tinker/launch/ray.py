@@ -6,7 +6,7 @@ import sys
 from tinker.launch.jobs import Plan, checked, other_version
 from tinker.numerics import UserError
 from tinker.train.locating import load_config
-from tinker.train.processes import join_processes
+from tinker.train.processes import fail, join_processes
 
 
 def plan(job):
@@ -118,6 +118,7 @@ def _train_worker(told):
     try:
         fit(_read(told), told["workdir"])
     except UserError as error:  # which would come again
+        fail(error, 2)
         print(f"tinker: {error}", file=sys.stderr, flush=True)
         return 2
     if not told["tpu"]:

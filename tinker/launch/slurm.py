@@ -4,6 +4,7 @@ import shlex
 import sys
 
 from tinker.launch.jobs import Plan, exports, run_all
+from tinker.train.workdir import is_remote
 
 WARNING = 120  # seconds before the time limit at which a run is asked to save
 
@@ -58,7 +59,7 @@ def script(job, python=sys.executable):
 
 def _log(job):
     """Where the output of a job goes, in the notation of sbatch; None for its default."""
-    if "://" in job.workdir or "\\" in job.workdir:  # with a backslash sbatch replaces no %j
+    if is_remote(job.workdir) or "\\" in job.workdir:  # with a backslash sbatch replaces no %j
         return None
     return f"{job.workdir.replace('%', '%%')}/logs/slurm-{'%A_%a' if job.points else '%j'}.log"
 

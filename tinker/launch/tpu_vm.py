@@ -5,13 +5,14 @@ import shlex
 import zlib
 
 from tinker.launch.jobs import Plan, exports, need, run_all
+from tinker.train.workdir import is_remote
 
 
 def plan(job):
     """The script of the workers, and the command that runs it on all of them."""
     place = f"{job.workdir}/launch/tpu_vm.sh"
     read = f'script=$(gcloud storage cat {shlex.quote(place)}) && bash -c "$script"'
-    words = ssh(job, read if "://" in place else f"bash {shlex.quote(place)}")
+    words = ssh(job, read if is_remote(place) else f"bash {shlex.quote(place)}")
     stop = shlex.join(ssh(job, f"kill $(cat {_place(job)}.pid)"))
     note = NOTE.format(stop=stop)
     return Plan([words], {"tpu_vm.sh": script(job)}, checks=([*words, "--dry-run"],), note=note)

@@ -4,6 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import xlog1py
+
+from tinker.numerics import UserError
 
 
 def _log_p_y(logits, labels):
@@ -115,6 +118,114 @@ def poly1_focal(logits, labels, *, epsilon=-1.0, gamma=2.0, alpha=None, where=No
     loss = optax.sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)
     loss = loss + epsilon * miss ** (gamma + 1)
     return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def comp_sum(logits, labels, *, tau=1.0, where=None):
+    r"""The family of losses of p_y from the exponential over cross-entropy to the absolute error.
+
+    .. math:: \ell = \frac{(1 + u)^{1 - \tau} - 1}{1 - \tau}, \qquad
+              u = \sum_{k \ne y} e^{z_k - z_y} = \frac{1}{p_y} - 1
+
+    which is :math:`u` for :math:`\tau = 0`, cross-entropy for 1, the generalized cross-entropy
+    :math:`(1 - p_y^q) / q` for :math:`\tau = 1 + q`, and for 2 the mean absolute error
+    :math:`1 - p_y` (without its factor of 2).
+
+    Args:
+      logits: Scores z, ``[..., classes]``, any float dtype; computed in float32 at least.
+      labels: Class indices, ``[...]``, integers in [0, classes).
+      tau: :math:`\tau \ge 0`. Below 1 the loss is a power of 1 / p_y: above e⁶⁰ it goes on as a
+        line, so as to stay finite.
+      where: Optional boolean ``[...]``; False entries return 0.
+
+    Returns:
+      Loss per example, ``[...]``, float32.
+
+    Source: Cross-Entropy Loss Functions: Theoretical Analysis and Applications, ICML 2023,
+      arXiv:2304.07288, the comp-sum losses; between 1 and 2 Generalized Cross Entropy Loss for
+      Training Deep Neural Networks with Noisy Labels, NeurIPS 2018, arXiv:1805.07836.
+    """
+    _, log_p_y = _log_p_y(logits, labels)
+    power = jnp.asarray(1.0 - tau, log_p_y.dtype)
+    exponent = -power * log_p_y
+    inside = jnp.minimum(exponent, 60.0)
+    value = jnp.expm1(inside) + jnp.exp(inside) * (exponent - inside)
+    loss = jnp.where(power == 0, -log_p_y, value / jnp.where(power == 0, 1.0, power))
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def least_comp_sum_regret(zero_one_regret, *, tau=1.0, classes=2):
+    r"""What being wrong by that much costs at least in a comp-sum loss, over all distributions.
+
+    .. math:: T_\tau(\beta) = \begin{cases}
+        \frac{2^{1 - \tau}}{1 - \tau} (1 - m) & 0 \le \tau < 1 \\
+        \frac{1 + \beta}{2} \log (1 + \beta) + \frac{1 - \beta}{2} \log (1 - \beta) & \tau = 1 \\
+        \frac{1}{(\tau - 1) K^{\tau - 1}} (m - 1) & 1 < \tau < 2 \\
+        \beta / K & \tau = 2 \end{cases} \qquad
+        m = \Big( \frac{(1 + \beta)^{1 / (2 - \tau)} + (1 - \beta)^{1 / (2 - \tau)}}{2}
+            \Big)^{2 - \tau}
+
+    The regret is what is expected above the least possible. Tight up to :math:`\tau = 1`; above it
+    the bound weakens with the number of classes.
+
+    Args:
+      zero_one_regret: :math:`\beta` in [0, 1], ``[...]``: of the top class, the probability that it
+        is right below that of the best.
+      tau: :math:`\tau` in [0, 2], of :func:`comp_sum`, a Python number.
+      classes: K, at least 2.
+
+    Returns:
+      The least regret of the loss, ``[...]``, float32; convex and increasing in :math:`\beta`.
+
+    Raises:
+      UserError: tau is outside [0, 2].
+
+    Source: Cross-Entropy Loss Functions: Theoretical Analysis and Applications, ICML 2023,
+      arXiv:2304.07288, the H-consistency bounds of comp-sum losses.
+    """
+    if not 0 <= tau <= 2:
+        raise UserError(f"tau={tau} must be in [0, 2]")
+    beta = jnp.asarray(zero_one_regret, float)
+    if tau == 1:
+        return (xlog1py(1 + beta, beta) + xlog1py(1 - beta, -beta)) / 2
+    if tau == 2:
+        return beta / classes
+    power = 1 / (2 - tau)
+    mean = (((1 + beta) ** power + (1 - beta) ** power) / 2) ** (2 - tau)
+    return (mean - 1) / (tau - 1) * (2 ** (1 - tau) if tau < 1 else classes ** (1 - tau))
+
+
+def greatest_zero_one_regret(regret, *, tau=1.0, classes=2):
+    r"""How wrong a classifier may be whose comp-sum loss is that far above the least.
+
+    .. math:: \Gamma_\tau = T_\tau^{-1}
+
+    of :func:`least_comp_sum_regret`, by bisection: the bound on the zero-one risk that a small loss
+    guarantees, where the best score function is in reach. About :math:`\sqrt{2 x}` for
+    cross-entropy and small x.
+
+    Args:
+      regret: The expected loss above the least possible, ``[...]``, not negative.
+      tau: :math:`\tau` in [0, 2], of :func:`comp_sum`, a Python number.
+      classes: K, at least 2.
+
+    Returns:
+      Probability in [0, 1], ``[...]``, float32; 1 where the regret bounds nothing.
+
+    Raises:
+      UserError: tau is outside [0, 2].
+
+    Source: as :func:`least_comp_sum_regret`.
+    """
+    regret = jnp.asarray(regret, float)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        below = least_comp_sum_regret(middle, tau=tau, classes=classes) <= regret
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    ends = jnp.zeros_like(regret), jnp.ones_like(regret)
+    return jax.lax.fori_loop(0, 50, halve, ends)[1]
 
 
 def squared_error(predictions, targets, *, where=None):

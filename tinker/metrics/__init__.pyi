@@ -16,6 +16,14 @@ from .prediction import target_probability as target_probability
 from .probes import LinearProbe as LinearProbe
 from .probes import knn_accuracy as knn_accuracy
 from .probes import linear_probe as linear_probe
+from .probes import of_views as of_views
+from .retrieval import class_similarity as class_similarity
+from .retrieval import equal_error_rate as equal_error_rate
 from .retrieval import matching_recall as matching_recall
 from .retrieval import mean_average_precision as mean_average_precision
+from .retrieval import precision_at_k as precision_at_k
+from .retrieval import r_precision as r_precision
 from .retrieval import recall_at_k as recall_at_k
+from .retrieval import true_accept_rate as true_accept_rate
+from .sequences import edit_distance as edit_distance
+from .sequences import span_f1 as span_f1

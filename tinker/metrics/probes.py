@@ -140,3 +140,26 @@ def _fit(x, y, l2, max_iterations, tolerance, *, classes):
     params, _, done, error = jax.lax.while_loop(unfinished, body, start)
     bias = params["bias"] - jnp.dot(centre, params["kernel"], precision="highest")
     return params | {"bias": bias}, error <= tolerance, done, error
+
+
+def of_views(apply, key, inputs, *, metric, augment, views=2, output="embeddings"):
+    """A metric of what a network makes of random views of a batch, such as how far they lie apart.
+
+    Outside training a program's views are the untouched input. As a metric of a program this reads
+    ``("apply", "key", "image")``; every batch of a split is given the same draws.
+
+    Args:
+      apply: The networks as functions, ``apply(*views, train=False) -> outputs``, of which
+        ``output`` is ``[batch, views, dim]``, as :class:`tinker.models.Siamese` has it.
+      key: Of the views.
+      inputs: ``[batch, …]``.
+      metric: ``metric(embeddings [batch, views, dim]) -> [batch]``; in a config a partial spec.
+      augment: ``augment(key, inputs) -> inputs``; in a config a partial spec.
+      views: How many.
+      output: Name of the output.
+
+    Returns:
+      What ``metric`` returns.
+    """
+    drawn = [augment(k, inputs) for k in jax.random.split(key, views)]
+    return metric(apply(*drawn, train=False)[output])

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tinker.nn.placement import shard
 from tinker.nn.positions import rope
 from tinker.nn.transformer import Transformer, identity
 from tinker.numerics import UserError
@@ -93,7 +94,10 @@ class ByteLM(nn.Module):
         embed = nn.Embed(
             self.vocab, self.width, embedding_init=init, dtype=self.dtype, name="embed"
         )
-        x = nn.Dropout(self.dropout, deterministic=not train)(embed(tokens))
+        # Rows are taken from a whole table; XLA takes far longer ways to those of a split one.
+        table = shard(embed.embedding, None, None)
+        x = shard(jnp.take(table.astype(self.dtype or table.dtype), tokens, axis=0))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         positions = jnp.arange(count) + (0 if cache is None else cache.position)
         # Slots of a ring not yet written are those of positions still to come.
         mask = None if cache is None else (jnp.arange(size) <= positions[:, None])[None, None]

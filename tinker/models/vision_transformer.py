@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tinker.models.convolutional import check_image
+from tinker.nn.placement import shard
 from tinker.nn.positions import sincos2d
 from tinker.nn.transformer import Transformer, identity
 from tinker.numerics import UserError, check_choice
@@ -82,7 +83,7 @@ class ViT(nn.Module):
         patches = image.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
         patches = self.quantize_fn(patches.reshape(batch, rows * columns, p, p, channels))
         embed = nn.DenseGeneral(self.width, axis=(-3, -2, -1), dtype=self.dtype, name="embed")
-        x = embed(patches)
+        x = shard(embed(patches))
         if self.posemb == "learned":
             init = nn.initializers.normal(self.width**-0.5)
             position = self.param("position", init, (rows * columns, self.width))

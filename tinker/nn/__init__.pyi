@@ -10,6 +10,8 @@ from .memory import compact_cache as compact_cache
 from .memory import expire_loss as expire_loss
 from .memory import expire_span as expire_span
 from .memory import kept_memories as kept_memories
+from .placement import BATCH_AXES as BATCH_AXES
+from .placement import shard as shard
 from .positions import alibi as alibi
 from .positions import alibi_slopes as alibi_slopes
 from .positions import cable as cable
@@ -18,6 +20,8 @@ from .positions import rope as rope
 from .positions import sincos2d as sincos2d
 from .sparse import fixed_attention as fixed_attention
 from .sparse import strided_attention as strided_attention
+from .termination import non_monotonic_log_probs as non_monotonic_log_probs
+from .termination import self_terminating_log_probs as self_terminating_log_probs
 from .transformer import Attention as Attention
 from .transformer import Block as Block
 from .transformer import FeedForward as FeedForward

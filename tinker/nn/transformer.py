@@ -7,12 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tinker.nn.placement import BATCH_AXES, shard
 from tinker.numerics import UserError, check_choice
 
 
 def identity(x):
     """Returns its argument; what an unused slot holds."""
     return x
+
+
+_HEADS = (BATCH_AXES, None, "tensor")  # how queries, keys and values are split over a mesh
 
 
 class Attention(nn.Module):
@@ -93,8 +97,9 @@ class Attention(nn.Module):
             return nn.DenseGeneral(features, **options)(self.quantize_fn(x))
 
         heads = (self.num_heads, features // self.num_heads)
-        query = project("query", inputs_q, heads)
-        key, value = project("key", inputs_k, heads), project("value", inputs_v, heads)
+        query = shard(project("query", inputs_q, heads), *_HEADS)
+        key = shard(project("key", inputs_k, heads), *_HEADS)
+        value = shard(project("value", inputs_v, heads), *_HEADS)
         if positions is None:
             positions = jnp.arange(inputs_q.shape[-2])
         if self.position_fn is not None:
@@ -110,7 +115,8 @@ class Attention(nn.Module):
         if is_causal:
             options["is_causal"] = True
         x = self.attention_fn(query, key, value, bias=bias, mask=mask, **options)
-        x = project("out", x, self.out_features or inputs_q.shape[-1], axis=(-2, -1))
+        x = project("out", shard(x, *_HEADS), self.out_features or inputs_q.shape[-1], (-2, -1))
+        x = shard(x)
         return (x, (query, key, value)) if return_qkv else x
 
 
@@ -139,9 +145,10 @@ class FeedForward(nn.Module):
     def __call__(self, inputs, *, deterministic=True):
         options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
         x = nn.Dense(self.features, name="up", **options)(self.quantize_fn(inputs))
+        x = shard(x, BATCH_AXES, *(None,) * (x.ndim - 2), "tensor")
         x = nn.Dropout(self.dropout_rate)(self.activation(x), deterministic=deterministic)
         out_features = self.out_features or inputs.shape[-1]
-        return nn.Dense(out_features, name="down", **options)(self.quantize_fn(x))
+        return shard(nn.Dense(out_features, name="down", **options)(self.quantize_fn(x)))
 
 
 class Block(nn.Module):
@@ -213,6 +220,7 @@ class Block(nn.Module):
         if self.bias_fn is not None and cache is not None:
             raise UserError("bias_fn is of whole sequences: a cache does not keep what it gives")
         drop = nn.Dropout(self.dropout_rate, deterministic=deterministic)
+        inputs = shard(inputs)
         x = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(inputs)
         given = {}
         if self.bias_fn is not None:
@@ -240,7 +248,7 @@ class Block(nn.Module):
             quantize_fn=self.quantize_fn,
             name="mlp",
         )(x, deterministic=deterministic)
-        return y + drop(x), tuple(kv) if cache is not None else None, info
+        return shard(y + drop(x)), tuple(kv) if cache is not None else None, info
 
 
 class Transformer(nn.Module):

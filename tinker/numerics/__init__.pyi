@@ -23,6 +23,7 @@ from .keys import fold_in as fold_in
 from .keys import integer_seed as integer_seed
 from .projections import sparse_projection as sparse_projection
 from .projections import sparse_simplex_projection as sparse_simplex_projection
+from .sorting import soft_top_k as soft_top_k
 from .special import log_bessel_i as log_bessel_i
 from .special import log_vmf_const as log_vmf_const
 from .surrogates import round_straight_through as round_straight_through

@@ -12,8 +12,11 @@ from .matrixwise import is_hidden_matrix as is_hidden_matrix
 from .matrixwise import muon_dimension_numbers as muon_dimension_numbers
 from .memories import Averaged as Averaged
 from .memories import Center as Center
+from .memories import Confidence as Confidence
 from .memories import Memory as Memory
 from .memories import Queue as Queue
+from .memories import confidence_statistics as confidence_statistics
+from .memories import norm_memory as norm_memory
 from .memories import output_queue as output_queue
 from .memories import parameter_average as parameter_average
 from .memories import teacher_center as teacher_center

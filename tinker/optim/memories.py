@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tinker.losses import NormStatistics, norm_statistics, uniform_alignment
 from tinker.numerics import check_choice
 
 
@@ -155,5 +156,81 @@ def teacher_center(
             mean = jax.nn.logsumexp(log_p, (0, 1), where=where) - jnp.log(count)
             value = jnp.logaddexp(jnp.log(decay) + memory.value, jnp.log1p(-decay) + mean)
         return Center(jnp.where(rows.any(), value, memory.value))
+
+    return Memory(init, update)
+
+
+class Confidence(NamedTuple):
+    """What :func:`confidence_statistics` remembers."""
+
+    mean: jax.Array
+    variance: jax.Array
+    marginal: jax.Array
+
+
+def confidence_statistics(*, view="unlabeled/image/0", decay=0.999):
+    r"""Running mean and variance of the model's confidence, and its mean prediction.
+
+    .. math:: \bar p \leftarrow m \bar p + (1 - m) \frac1n \sum_i p_i, \qquad
+              \mu \leftarrow m \mu + (1 - m)\, \overline{c}, \qquad
+              \sigma^2 \leftarrow m \sigma^2 + (1 - m) \frac{1}{n - 1} \sum_i (c_i - \overline{c})^2
+
+    with :math:`c_i = \max_k \mathrm{UA}(p_i)_k`, see :func:`tinker.losses.uniform_alignment`. The
+    authors' code takes a batch in before it weights that batch; here it counts from the next on.
+
+    Args:
+      view: Name of what the model is to be confident about, ``[batch, …]``.
+      decay: m in [0, 1).
+
+    Returns:
+      A :class:`Memory` whose state has ``mean []``, at first 1 / K, ``variance []``, at first 1,
+      and ``marginal [classes]``, at first that of the first batch.
+
+    Source: SoftMatch: Addressing the Quantity-Quality Tradeoff in Semi-supervised Learning,
+      ICLR 2023, arXiv:2301.10921, the moving averages of its weighting function.
+    """
+
+    def probabilities(ctx):
+        logits = ctx["apply"](ctx[view], train=False)["logits"]
+        return jax.lax.stop_gradient(jax.nn.softmax(logits.astype(jnp.float32)))
+
+    def init(key, ctx):
+        p = probabilities(ctx)
+        return Confidence(jnp.float32(1 / p.shape[-1]), jnp.float32(1.0), p.mean(0))
+
+    def update(memory, ctx):
+        p = probabilities(ctx)
+        marginal = decay * memory.marginal + (1 - decay) * p.mean(0)
+        confidence = uniform_alignment(p, marginal).max(-1)
+        spread = jnp.square(confidence - confidence.mean()).sum() / max(len(confidence) - 1, 1)
+        mean = decay * memory.mean + (1 - decay) * confidence.mean()
+        return Confidence(mean, decay * memory.variance + (1 - decay) * spread, marginal)
+
+    return Memory(init, update)
+
+
+def norm_memory(*, output="embeddings", decay=0.99, mean=20.0, std=100.0):
+    """The running statistics of the lengths of an output's rows, as AdaFace's loss reads them.
+
+    Args:
+      output: Name of an output ``[batch, dim]``.
+      decay: As in :func:`tinker.losses.norm_statistics`.
+      mean: Where the mean starts.
+      std: Where the deviation starts.
+
+    Returns:
+      A :class:`Memory` whose state is a :class:`tinker.losses.NormStatistics`. Rows outside the
+      batch's ``mask`` do not count.
+
+    Source: AdaFace: Quality Adaptive Margin for Face Recognition, CVPR 2022, arXiv:2204.00964,
+      Section 3.2; mean and std at the start as in mk-minchul/AdaFace.
+    """
+
+    def init(key, ctx):
+        return NormStatistics(jnp.float32(mean), jnp.float32(std))
+
+    def update(memory, ctx):
+        where = ctx.get("mask")
+        return norm_statistics(memory, ctx[output], decay=decay, where=where)[0]
 
     return Memory(init, update)

@@ -13,9 +13,11 @@ from .composition import Term as Term
 from .composition import compose as compose
 from .composition import lookup as lookup
 from .evaluation import evaluate as evaluate
+from .flops import count_flops as count_flops
 from .following import follow as follow
 from .interrupts import Interrupted as Interrupted
 from .loop import fit as fit
+from .planning import plan as plan
 from .restoring import restore as restore
 from .restoring import trained_variables as trained_variables
 from .sharding import make_mesh as make_mesh

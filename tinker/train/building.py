@@ -10,7 +10,8 @@ import optax
 from tinker import data
 from tinker.compress.parametrization import stack
 from tinker.numerics import UserError, fold_in, nearest
-from tinker.train.composition import Net, Term, compose, lookup
+from tinker.train.composition import Net, Program, Term, compose, lookup
+from tinker.train.sharding import under
 from tinker.train.specs import (
     Config,
     as_type,
@@ -47,6 +48,7 @@ def default_config():
             # How it runs.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "sharding_rules": (),
+            "peak_flops": None,  # FLOP/s of a device, for MFU; None: the vendor's figure, if known
             "steps_per_dispatch": None,
             # What is kept and shown. An interval of 0 means only at the end.
             "log_every": 50,
@@ -85,13 +87,15 @@ def default_config():
     )
 
 
-def build(config, example=None):
+def build(config, example=None, mesh=None):
     """Builds the training program that a config describes.
 
     Args:
       config: As :func:`default_config`, with the nouns filled in.
       example: A batch, abstract or not, to check names and shapes against; by default what
         ``config.data`` gives. Nothing is compiled or put on a device.
+      mesh: What the program is for: losses may name its axes, as ``axis=("data", "fsdp")``, and
+        the zoo's transformers split their activations over it. None for one device.
 
     Returns:
       A :class:`tinker.train.Program`.
@@ -114,6 +118,8 @@ def build(config, example=None):
         accumulate=config.accumulate,
         compute_dtype=None if config.compute_dtype == "float32" else config.compute_dtype,
     )
+    if mesh is not None:
+        program = Program(*(under(mesh, fn) for fn in program))
     given = example is not None
     example = example if given else data_spec(config)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -9,13 +9,14 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from tinker.numerics import UserError
 from tinker.train import sharding
 from tinker.train.reporting import say
-from tinker.train.workdir import wait_for_all
+from tinker.train.workdir import move_folder, wait_for_all
 
 FOLDER, BAD = "checkpoints", "checkpoints_bad"
 
@@ -176,6 +177,16 @@ class Checkpoints:
                 lightweight_initialize=True,  # metadata may be damaged: read none of it
             )
         self.manager = ocp.CheckpointManager(folder, options=options)
+        # Each process reads by itself, or one that cannot would leave the others waiting.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={me}, barrier_sync_key_prefix=f"reader{me}"
+        )
+        composite = ocp.CompositeOptions(multiprocessing_options=alone)
+        self.reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(composite_options=composite),
+            multiprocessing_options=alone,
+        )
 
     @property
     def last_step(self):
@@ -230,15 +241,29 @@ class Checkpoints:
         Raises:
           Corrupt: It is damaged.
         """
-        try:
-            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            stored = self.manager.restore(step, args=args).meta
-            text, crc = stored["text"], stored["crc32"]
-        except Exception as error:  # a damaged file raises whatever its reader happens to
-            raise Corrupt(f"meta: {_short(error)}") from error
-        if zlib.crc32(text.encode()) != crc:
+        stored = self._read(step, meta=ocp.args.JsonRestore())
+        text, crc = (stored.get(k) for k in ("text", "crc32")) if stored else (None, None)
+        if not isinstance(text, str) or zlib.crc32(text.encode()) != crc:
             raise Corrupt("meta: its checksum is wrong")
         return json.loads(text)
+
+    def _read(self, step, **args):
+        """One item of a checkpoint; if one process cannot read it, :class:`Corrupt` for all."""
+        ((item, _),), found, damage = args.items(), None, None
+        try:
+            place = self.workdir / FOLDER / str(step)
+            found = self.reader.restore(place, args=ocp.args.Composite(**args))[item]
+        except Exception as error:  # a damaged file raises whatever its reader happens to
+            damage = error
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            unable = multihost_utils.process_allgather(np.array(damage is not None))
+            if unable.any() and damage is None:
+                damage = f"process {np.argmax(unable)} cannot read it"
+        if damage is not None:
+            raise Corrupt(f"{item}: {_short(damage)}")
+        return found
 
     def read(self, step, meta, abstract, shardings):
         """Reads the state of a checkpoint and verifies every array.
@@ -265,11 +290,7 @@ class Checkpoints:
                     f"{self.workdir}: the code has changed since checkpoint {step}: {path} is "
                     f"{there or 'absent'} there, {here or 'absent'} here"
                 )
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-            flat = dict(self.manager.restore(step, args=args).state)
-        except Exception as error:
-            raise Corrupt(f"state: {_short(error)}") from error
+        flat = dict(self._read(step, state=ocp.args.StandardRestore(targets)))
         sums, _ = jax.device_get(_examine(flat))
         for path, value in meta["checksums"].items():
             if int(sums[path]) != value:
@@ -313,7 +334,7 @@ class Checkpoints:
             while target.exists():
                 n += 1
                 target = folder / f"{step}-{n}"
-            (self.workdir / FOLDER / str(step)).rename(target)
+            move_folder(self.workdir / FOLDER / str(step), target)
         wait_for_all(f"aside {step}")
         self.manager.reload()
 
@@ -324,6 +345,7 @@ class Checkpoints:
     def close(self):
         """Waits, then lets go."""
         self.manager.close()
+        self.reader.close()
 
 
 def _short(error):

@@ -60,7 +60,7 @@ def compiled(config, streams):
 
 def _compile(config, batch):
     mesh = sharding.make_mesh(config.mesh)
-    program = build(config, batch)
+    program = build(config, batch, mesh)
     abstract = abstract_state(program, batch)
     shardings = sharding.tree_shardings(abstract, mesh, config.sharding_rules)
     jaxpr, (_, shapes) = jax.make_jaxpr(program.train_step, return_shape=True)(abstract, batch)

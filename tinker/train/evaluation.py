@@ -100,17 +100,17 @@ class Batches:
 
     def _read(self):
         size = self.stream.batch_size
+        places = sharding.local_rows(self.mesh, size)
         batches = data.batches(
             self.stream.dataset,
             size,
             shuffle=False,
             epochs=1,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            places=places,
         )
         for batch in batches:
-            batch.setdefault("mask", np.ones(size // jax.process_count(), bool))
-            yield {k: sharding.to_global(self.mesh, v) for k, v in batch.items()}
+            batch.setdefault("mask", np.ones(len(places), bool))
+            yield {k: sharding.to_global(self.mesh, v, size) for k, v in batch.items()}
 
 
 def evaluate_split(measure, metrics, state, split, stream, batches):

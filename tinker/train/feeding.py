@@ -30,14 +30,19 @@ def open_feed(streams, mesh, seed):
     Returns:
       A :class:`Resident` for one process's in-memory data of at most 1 GiB, else a :class:`Ahead`.
     """
-    for stream in streams:
-        name = f"config.data.streams.{stream.prefix[:-1]}." if stream.prefix else "config."
-        sharding.check_batch_size(stream.batch_size, mesh, f"{name}batch_size")
+    check_batches(streams, mesh)
     if jax.process_count() == 1 and all(data.in_memory(s.dataset) for s in streams):
         size = sum(v.nbytes for s in streams for v in s.dataset.source.values())
         if size <= RESIDENT_BYTES:
             return Resident(streams, mesh, seed)
     return Ahead(streams, mesh, seed)
+
+
+def check_batches(streams, mesh):
+    """Raises a UserError for a batch that the mesh cannot split evenly."""
+    for stream in streams:
+        name = f"config.data.streams.{stream.prefix[:-1]}." if stream.prefix else "config."
+        sharding.check_batch_size(stream.batch_size, mesh, f"{name}batch_size")
 
 
 def batch_spec(streams):
@@ -166,8 +171,7 @@ class Ahead:
             stream.batch_size,
             seed=stream_seed(self.seed, stream.prefix),
             drop_remainder=stream.drop_remainder,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            places=sharding.local_rows(self.mesh, stream.batch_size),
         )
         batches.set_state({"batch": step})
         return batches
@@ -175,8 +179,10 @@ class Ahead:
     def _read(self, iterators):
         batch = {}
         for stream, iterator in zip(self.streams, iterators):
-            batch |= {stream.prefix + k: v for k, v in next(iterator).items()}
-        return {k: sharding.to_global(self.mesh, v) for k, v in batch.items()}
+            for key, rows in next(iterator).items():
+                rows = sharding.to_global(self.mesh, rows, stream.batch_size)
+                batch[stream.prefix + key] = rows
+        return batch
 
     def _work(self):
         try:

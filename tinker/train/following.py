@@ -145,7 +145,7 @@ def _evaluator(workdir, config, splits, mesh):
             if not made:
                 shapes = meta["batch"].items()
                 batch = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in shapes}
-                program = build(config, batch)
+                program = build(config, batch, mesh)
                 made["abstract"] = abstract_state(program, batch)
                 made["shardings"] = sharding.tree_shardings(
                     made["abstract"], mesh, config.sharding_rules

@@ -1,5 +1,6 @@
 """Signals: a scheduler that asks for the machine back finds the run saved."""
 
+import itertools
 import os
 import signal
 import threading
@@ -20,9 +21,19 @@ class Signals:
 
     Where there are several processes SIGTERM is JAX's: its service has all of them stop at one
     step, also upon a TPU's notice of maintenance. SIGINT is passed on to it as a SIGTERM.
+
+    Within another one of its thread it is that one: what comes at the end of a run ends the sweep
+    that the run belongs to.
     """
 
+    _active = threading.local()
+    _asked = itertools.count()  # JAX's sync point is a number that may never fall, as steps do
+
     def __enter__(self):
+        outer = getattr(self._active, "signals", None)
+        if outer is not None:
+            return outer
+        self._active.signals = self
         self.number, self._before = None, {}
         alone = jax.process_count() == 1
         if threading.current_thread() is threading.main_thread():
@@ -33,20 +44,29 @@ class Signals:
 
     def _note(self, number, frame):
         self.number = number
-        self.__exit__()
+        self._restore()
 
     def _pass_on(self, number, frame):
-        self.__exit__()
+        self._restore()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def __exit__(self, *exception):
+    def _restore(self):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def at(self, step):
-        """The signal at which the run stops after this step, or None; all processes agree."""
-        if jax.process_count() == 1:
-            return self.number
-        from jax.experimental import multihost_utils
+    def __exit__(self, *exception):
+        if getattr(self._active, "signals", None) is self:
+            self._active.signals = None
+            self._restore()
 
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+    def after_step(self):
+        """The signal at which the run stops, or None; all processes ask after each of their steps.
+
+        They get the same answer after the same step.
+        """
+        if jax.process_count() > 1 and not self.number:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(next(self._asked)):
+                self.number = signal.SIGTERM
+        return self.number

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -14,10 +15,19 @@ from tinker.train import evaluation, feeding
 from tinker.train.building import load_streams
 from tinker.train.checkpoints import Checkpoints, NotFinite
 from tinker.train.compiling import compiled, use_compilation_cache
+from tinker.train.flops import model_flops, peak_flops
 from tinker.train.interrupts import Interrupted, Signals
-from tinker.train.reporting import Reporter, process_log, say
+from tinker.train.reporting import Reporter, process_log, productive_seconds, say
 from tinker.train.restoring import load_pretrained
-from tinker.train.workdir import claim_config, environment, folder, plain, sole_user
+from tinker.train.workdir import (
+    claim_config,
+    environment,
+    folder,
+    local_folder,
+    plain,
+    record_start,
+    sole_user,
+)
 
 # The host runs ahead of the device by 2 to 16 dispatches, by about these seconds at most, and then
 # reads the metrics of all but 2. On a CPU, waking for every step would take time from the steps;
@@ -65,7 +75,7 @@ def run(config, workdir=None, *, progress=True, key=None):
             stack.enter_context(sole_user(workdir))
             stack.enter_context(process_log(workdir))
             saved = Checkpoints(workdir, config.keep)
-            stack.callback(saved.close)
+            stack.push(functools.partial(_close, saved))
         feed = feeding.open_feed(streams, made.mesh, config.seed)
         stack.callback(feed.close)
         loop = Loop(config, workdir, made, feed, saved)
@@ -79,9 +89,17 @@ def run(config, workdir=None, *, progress=True, key=None):
             workdir if writes else None, config.steps, loop.step, progress and writes, chosen
         )
         stack.callback(reporter.close)
+        if workdir is not None and loop.step < config.steps:
+            loop.first_start = record_start(workdir, loop.step)
         loop.train(reporter, stack.enter_context(Signals()))
         reporter.draw(force=True)
         return loop.state, loop.results, reporter.rows
+
+
+def _close(saved, kind, error, trace):
+    """Closes the checkpoints, unless that would wait for processes that may be no more."""
+    if kind is None or jax.process_count() == 1 or issubclass(kind, UserError | SystemExit):
+        saved.close()
 
 
 class Loop:
@@ -99,6 +117,8 @@ class Loop:
         self.profile = _profile_steps(config.profile)
         self.told = False  # that the device waits
         self.place = feeding.place_in_data(feed.streams, 0) if saved else {}
+        self.first_start = None  # of all runs in the workdir
+        self.flops, self.peak = None, peak_flops(config, made.mesh.devices.flat[0])
 
     # Where it starts.
 
@@ -131,7 +151,9 @@ class Loop:
                     f"(fingerprint {there['fingerprint']} then, "
                     f"{self.place[name]['fingerprint']} now); take another workdir"
                 )
-        here, there = environment(made.mesh), meta["environment"]
+        rules = "sharding_rules"
+        here = environment(made.mesh) | {rules: plain(self.config)[rules]}
+        there = meta["environment"] | {rules: meta["config"].get(rules)}
         changed = [k for k in here if here[k] != there.get(k)]
         how = "bit for bit"
         if changed:
@@ -149,7 +171,12 @@ class Loop:
         config, self.reporter = self.config, reporter
         self.began = self.clock = time.perf_counter()
         self.logged = self.step - len(self.window)
+        self.productive, self.counted = productive_seconds(reporter.rows)
         self.drained = None
+        if self.peak and self.first_start:
+            self.flops = model_flops(config, self.made)
+            if self.flops.unknown_loops:
+                say("mfu is too low: the program has loops of unknown length, counted as one turn")
         if config.steps == 0:  # what was initialised is evaluated and kept
             self.drained = self.began
             self.due()
@@ -157,7 +184,8 @@ class Loop:
             while self.step < config.steps:
                 if self.profile and self.step == self.profile[0]:
                     self.drain()
-                    stack.enter_context(jax.profiler.trace(str(self.workdir / "profile")))
+                    local = stack.enter_context(local_folder(self.workdir / "profile"))
+                    stack.enter_context(jax.profiler.trace(local))
                 stop = self.next_stop()
                 self.dispatch(stop)
                 if len(self.pending) > self.depth:
@@ -168,7 +196,7 @@ class Loop:
                     self.profile = None
                 if self.step == stop:
                     self.due()
-                number = signals.at(self.step)
+                number = signals.after_step()
                 if number and self.step < config.steps:
                     self.interrupted(number)
             self.drain()
@@ -232,13 +260,26 @@ class Loop:
         means = np.mean(np.stack(self.window).astype(np.float64), 0)
         seconds = now - self.clock
         rate = (step - self.logged) / seconds if step > self.logged and seconds > 0 else 0.0
-        self.reporter.log(step, dict(zip(self.made.names, means)), now - self.began, rate)
+        values = dict(zip(self.made.names, means))
+        self.reporter.log(step, values, now - self.began, rate, self.shares(step, rate))
         self.window, self.clock, self.logged = [], now, step
         share = self.feed.idle_seconds / max(seconds, 0.5)
         if share > 0.2 and not self.told:
             say(f"the device waits for data {min(share, 1):.0%} of the time (step {step})")
             self.told = True
         self.feed.idle_seconds = 0.0
+
+    def shares(self, step, rate):
+        """MFU, where a peak is known, and goodput of a run in a workdir; see docs/scale.md."""
+        if not rate or not self.first_start:
+            return {}
+        self.productive += (step - self.counted) / rate
+        self.counted = step
+        elapsed = max(time.time() - self.first_start, self.productive)
+        shares = {"goodput": self.productive / elapsed}
+        if self.flops is not None:
+            shares["mfu"] = self.flops.total * rate / (self.peak * self.made.mesh.size)
+        return shares
 
     def due(self):
         """Evaluates and saves, where the step asks for it."""

@@ -7,16 +7,19 @@ import logging
 import math
 import socket
 import sys
+import tempfile
 import time
 
 import jax
 import numpy as np
 
-from tinker.train.workdir import write_whole
+from tinker.train.processes import coordinator
+from tinker.train.workdir import is_remote, upload, write_whole
 
 # Fields of a metrics.jsonl row that two equal runs do not share.
-TIMING = ("seconds", "steps_per_second")
+TIMING = ("seconds", "steps_per_second", "mfu", "goodput")
 CURVES_EVERY = 30.0  # seconds between two drawings of the curves, at least
+LOG_EVERY = 30.0  # seconds between two writings of a process's log to an object store, at least
 
 
 _LOG = logging.getLogger("tinker.process")  # of this process; nowhere unless it is one of several
@@ -43,15 +46,13 @@ def process_log(workdir):
     me, count = jax.process_index(), jax.process_count()
     path = workdir / "logs" / f"process-{me}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    remote = "://" in str(workdir)  # an object store has no append: the whole at the end
-    before = path.read_text() if remote and path.exists() else ""
-    stream = io.StringIO() if remote else open(path, "a")  # noqa: SIM115
-    handler = logging.StreamHandler(stream)
+    handler = _WholeLog(path) if is_remote(workdir) else logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _LOG.addHandler(handler)
     _LOG.setLevel(logging.INFO)
     devices = len(jax.local_devices())
-    _LOG.info("process %d of %d on %s, %d devices", me, count, socket.gethostname(), devices)
+    here = f"on {socket.gethostname()}, {devices} devices; process 0 is at {coordinator()}"
+    _LOG.info("process %d of %d %s", me, count, here)
     try:
         yield
         _LOG.info("finished")
@@ -63,9 +64,29 @@ def process_log(workdir):
         raise
     finally:
         _LOG.removeHandler(handler)
-        if remote:
-            write_whole(path, before + stream.getvalue())
-        stream.close()
+        handler.close()
+
+
+class _WholeLog(logging.StreamHandler):
+    """A log in an object store, which has no append: written whole now and then, and at the end."""
+
+    def __init__(self, path):
+        super().__init__(io.StringIO())
+        self.path, self.written = path, time.monotonic()
+        self.stream.write(path.read_text() if path.exists() else "")
+
+    def emit(self, record):
+        super().emit(record)
+        if time.monotonic() - self.written > LOG_EVERY:
+            self.write()
+
+    def write(self):
+        write_whole(self.path, self.stream.getvalue())
+        self.written = time.monotonic()
+
+    def close(self):
+        self.write()
+        super().close()
 
 
 class Reporter:
@@ -83,7 +104,7 @@ class Reporter:
     def __init__(self, workdir, steps, step=0, progress=True, chosen=None):
         self.workdir, self.steps, self.chosen = workdir, steps, chosen
         self.rows, self._drawn, self._latest = [], time.monotonic(), {}
-        self._file = self._board = None
+        self._file = self._board = self._local = None
         if workdir is not None:
             lines = read_rows(workdir, step)
             self.rows = [json.loads(line) for line in lines]
@@ -93,28 +114,28 @@ class Reporter:
         self._lines = progress and self._bar is None
 
     def _open(self, step):
-        if "://" not in str(self.workdir):
+        from tensorboardX import SummaryWriter
+
+        if is_remote(self.workdir):
+            self._local = tempfile.TemporaryDirectory(prefix="tinker-")
+        else:
             self._file = open(self.workdir / "metrics.jsonl", "a")  # noqa: SIM115
-        try:
-            from tensorboardX import SummaryWriter
+        folder = self._local.name if self._local else str(self.workdir / "tensorboard")
+        self._board = SummaryWriter(folder, purge_step=step + 1 if step else None)
 
-            folder = str(self.workdir / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=step + 1 if step else None)
-        except Exception as error:  # e.g. a bucket that its client cannot reach
-            say(f"no TensorBoard log is written: {error}")
-
-    def log(self, step, values, seconds, rate=None):
-        """Adds a row of training metrics (with a rate), or of an evaluation."""
+    def log(self, step, values, seconds, rate=None, shares=None):
+        """Adds a row of training metrics (with a rate, and shares of time), or an evaluation's."""
         row = {"step": step, **{k: _number(v) for k, v in values.items()}}
         timing = {"seconds": round(seconds, 3)}
         if rate is not None:
             timing["steps_per_second"] = float(f"{rate:.4g}")
+        timing |= {name: float(f"{share:.4g}") for name, share in (shares or {}).items()}
         self.rows.append(row | timing)
         _LOG.info(json.dumps(row | timing))
         if self._file:
             self._file.write(json.dumps(row | timing) + "\n")
             self._file.flush()
-        for name, value in row.items() if self._board else ():
+        for name, value in (row | (shares or {})).items() if self._board else ():
             if isinstance(value, float) and math.isfinite(value):
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         self._latest |= {k: v for k, v in row.items() if isinstance(v, float)}
@@ -136,7 +157,8 @@ class Reporter:
         """Makes what was logged last: before a checkpoint that follows it."""
         if self._board:
             self._board.flush()
-        if self.workdir is not None and self._file is None:
+        if self._local:
+            upload(self._local.name, self.workdir / "tensorboard")
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_whole(self.workdir / "metrics.jsonl", text)
 
@@ -157,6 +179,9 @@ class Reporter:
             self._board.close()
         if self._file:
             self._file.close()
+        if self._local:
+            upload(self._local.name, self.workdir / "tensorboard")
+            self._local.cleanup()
 
 
 def _number(value):
@@ -183,6 +208,24 @@ def _bar(steps, step):
     bar.add_task("", total=steps, completed=step, metrics="", speed="")
     bar.start()
     return bar
+
+
+def productive_seconds(rows):
+    """What the steps of a run have taken, of all its starts together.
+
+    Args:
+      rows: Rows of ``metrics.jsonl`` as dicts. Of steps that were lost and taken again it has the
+        last alone.
+
+    Returns:
+      ``(seconds, step)``: seconds in which the device took the steps up to that one.
+    """
+    seconds, last = 0.0, 0
+    for row in rows:
+        if row.get("steps_per_second"):
+            seconds += (row["step"] - last) / row["steps_per_second"]
+            last = row["step"]
+    return seconds, last
 
 
 def read_rows(workdir, last_step=math.inf):

@@ -43,7 +43,7 @@ def _restore(workdir, step=None, mesh=None):
             name: jax.ShapeDtypeStruct(shape, dtype)
             for name, (shape, dtype) in meta["batch"].items()
         }
-        program = build(config, batch)
+        program = build(config, batch, mesh)
         abstract = abstract_state(program, batch)
         shardings = sharding.tree_shardings(abstract, mesh, config.sharding_rules)
         built.update(program=program, batch=batch)

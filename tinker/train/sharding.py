@@ -1,18 +1,36 @@
 """Sharding: a mesh, and from a leaf's path to where it lives.
 
 Arrays are placed by ``jax.sharding.NamedSharding`` and XLA inserts the communication (GSPMD), so
-that the same program runs on one device and on many.
+that the same program runs on one device and on many. Activations are placed by the models, see
+:func:`tinker.nn.shard`.
 """
 
+import functools
+import math
 import re
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tinker.nn import BATCH_AXES
+from tinker.nn.axes import STACKED
 from tinker.numerics import UserError, nearest
 
-AXES = ("data", "fsdp", "tensor")
+AXES = (*BATCH_AXES, "tensor")
+
+# Which axis of the zoo's transformers `tensor` splits where no rule of the config's says: what a
+# block's first matrices write and its second ones read, so that it communicates once for the two.
+TENSOR_RULES = (
+    (r"(query|key|value)/kernel$", ("...", None, "tensor", None)),
+    (r"(query|key|value)/bias$", ("...", "tensor", None)),
+    (r"attention/out/kernel$", ("...", "tensor", None, None)),
+    (r"mlp/up/kernel$", ("...", None, "tensor")),
+    (r"mlp/up/bias$", ("...", "tensor")),
+    (r"mlp/down/kernel$", ("...", "tensor", None)),
+    (r"embed/embedding$", ("tensor", None)),
+    (r"head/kernel$", (None, "tensor")),
+)
 
 
 def make_mesh(sizes=None, devices=None):
@@ -61,12 +79,23 @@ def replicated(mesh):
 
 def batch_sharding(mesh, leading=0):
     """The sharding of a batch: its axis number ``leading`` split over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
+
+
+def under(mesh, fn):
+    """``fn`` as traced for a mesh: its losses may name axes, its models place activations."""
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return fn(*args, **kwargs)
+
+    return call
 
 
 def check_batch_size(size, mesh, name="config.batch_size"):
     """Raises a UserError for a batch that the mesh cannot split evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if size % parts:
         raise UserError(f"{name}={size} does not divide among the mesh's {parts} (data x fsdp)")
 
@@ -80,15 +109,18 @@ def tree_shardings(tree, mesh, rules=(), *, min_size=2**14):
     """Chooses a sharding for every leaf of a state.
 
     The first rule whose regular expression is found in the leaf's path decides. An expression such
-    as ``"Dense_0/kernel$"`` also meets the optimizer's moments of that parameter. Other leaves of
-    at least ``min_size`` elements are split over ``fsdp`` along their largest axis that divides;
-    the rest are copied to all devices.
+    as ``"Dense_0/kernel$"`` also meets the optimizer's moments of that parameter. The others are
+    split over ``tensor`` as :data:`TENSOR_RULES` say of the zoo's transformers, and those of at
+    least ``min_size`` elements over ``fsdp``, along the largest axis that is left and divides. The
+    axis along which layers are stacked, as for a scan, is never split; what does not divide is
+    copied to all devices.
 
     Args:
       tree: Arrays or ``jax.ShapeDtypeStruct``.
       mesh: As :func:`make_mesh` gives.
       rules: Pairs of an expression and a spec, one entry per axis from the first on: a mesh axis,
-        a tuple of them, or None. ``("kernel$", (None, "tensor"))``.
+        a tuple of them, or None. ``("kernel$", (None, "tensor"))``. After a first entry ``"..."``
+        they are the last axes, of scanned and unrolled layers alike: ``("...", "fsdp", None)``.
       min_size: Elements below which a leaf is not worth splitting.
 
     Returns:
@@ -105,6 +137,7 @@ def tree_shardings(tree, mesh, rules=(), *, min_size=2**14):
         for expression, wanted in rules:
             if re.search(expression, path):
                 used.add(expression)
+                wanted = _aligned(wanted, leaf.shape)
                 problem = _misfit(leaf.shape, wanted, mesh)
                 # Only a factored moment or the like may miss: it has not its parameter's shape.
                 if problem and path.startswith("trainable"):
@@ -112,7 +145,7 @@ def tree_shardings(tree, mesh, rules=(), *, min_size=2**14):
                 spec = None if problem else wanted
                 break
         if spec is None:
-            spec = _automatic(leaf.shape, mesh.shape["fsdp"], min_size)
+            spec = _automatic(path, leaf.shape, mesh, min_size)
         shardings.append(NamedSharding(mesh, PartitionSpec(*spec)))
     for expression, _ in rules:
         if expression not in used:
@@ -126,7 +159,8 @@ def tree_shardings(tree, mesh, rules=(), *, min_size=2**14):
 def _spec(expression, spec):
     """A spec of a config, whose tuples may have become lists, as a tuple."""
     spec = tuple(tuple(s) if isinstance(s, list | tuple) else s for s in spec or ())
-    for axis in (a for s in spec for a in (s if isinstance(s, tuple) else (s,))):
+    axes = spec[1:] if spec[:1] == ("...",) else spec
+    for axis in (a for s in axes for a in (s if isinstance(s, tuple) else (s,))):
         if axis is not None and axis not in AXES:
             raise UserError(f"sharding rule {expression!r}: no axis {axis!r}{nearest(axis, AXES)}")
     return spec
@@ -144,22 +178,51 @@ def _misfit(shape, spec, mesh):
     return None
 
 
-def _automatic(shape, parts, min_size):
-    if parts == 1 or np.prod(shape) < min_size:
-        return ()
-    fitting = [i for i, size in enumerate(shape) if size % parts == 0]
-    if not fitting:
-        return ()
-    largest = max(fitting, key=lambda i: shape[i])
-    return (None,) * largest + ("fsdp",)
+def _aligned(spec, shape):
+    """A spec whose entries are of the first axes."""
+    if spec[:1] != ("...",):
+        return spec
+    return (None,) * (len(shape) - len(spec) + 1) + spec[1:]
 
 
-def to_global(mesh, array, leading=0):
-    """Puts this process's rows of a batch where the mesh wants them; a global array."""
-    sharding = batch_sharding(mesh, leading)
+def _automatic(path, shape, mesh, min_size):
+    spec = [None] * len(shape)
+    stacked = sum(module in STACKED for module in path.split("/")[:-1])
+    if mesh.shape["tensor"] > 1:
+        rules = (_aligned(spec, shape) for rule, spec in TENSOR_RULES if re.search(rule, path))
+        wanted = next(rules, ())
+        if wanted and not _misfit(shape, wanted, mesh):
+            spec[wanted.index("tensor")] = "tensor"
+    parts = mesh.shape["fsdp"]
+    if parts > 1 and math.prod(shape) >= min_size:
+        free = [i for i in range(stacked, len(shape)) if spec[i] is None and shape[i] % parts == 0]
+        if free:
+            spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    while spec and spec[-1] is None:
+        spec.pop()
+    return tuple(spec)
+
+
+def local_rows(mesh, size):
+    """Which rows of a batch of this size the devices of this process hold, ``[rows]`` in order.
+
+    Processes that differ in their part of ``tensor`` alone hold the same ones.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[place] for place in places]))
+
+
+def to_global(mesh, array, size):
+    """A batch of this size, of which ``array`` has the :func:`local_rows`, as a global array."""
+    sharding, array = batch_sharding(mesh), np.asarray(array)
     if jax.process_count() == 1:
         return jax.device_put(array, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(array))
+    rows = local_rows(mesh, size)
+
+    def part(index):
+        return array[np.searchsorted(rows, np.arange(size)[index[0]])]
+
+    return jax.make_array_from_callback((size, *array.shape[1:]), sharding, part)
 
 
 def describe(mesh: Mesh):

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import signal
 import time
 
 import jax
@@ -16,11 +17,14 @@ from tinker.numerics import UserError, nearest
 from tinker.train.building import build
 from tinker.train.checkpoints import NotFinite
 from tinker.train.compiling import program_facts
+from tinker.train.interrupts import Interrupted, Signals
 from tinker.train.loop import best_of, fit
+from tinker.train.processes import from_first
 from tinker.train.reporting import say
+from tinker.train.sharding import make_mesh
 from tinker.train.specs import as_plain, override
 from tinker.train.sweep_figure import draw_sweep, is_seed
-from tinker.train.workdir import claim_config, folder, write_whole
+from tinker.train.workdir import folder, hold_config, write_whole
 
 # The points.
 
@@ -194,7 +198,7 @@ def run_sweep(config, workdir, index=None, *, progress=True):
     configs = [_point_config(config, point) for point in points]
     if index is not None and not 0 <= index < len(points):
         raise UserError(f"--sweep_index={index}: the points are 0 to {len(points) - 1}")
-    rows = [_row(workdir, point, at) for point, at in zip(points, configs)]
+    rows = from_first(lambda: [_row(workdir, *each) for each in zip(points, configs)])
 
     wanted = range(len(points)) if index is None else [index]
     todo = [i for i in wanted if rows[i]["status"] == "waiting"]
@@ -208,15 +212,20 @@ def run_sweep(config, workdir, index=None, *, progress=True):
     if skipped and todo:
         say(f"{skipped} of {len(wanted)} points are finished")
     start = time.perf_counter()
-    for done, i in enumerate(sorted(todo, key=lambda i: (first[program[i]], i))):
-        if progress:
-            spent = time.perf_counter() - start
-            seconds = round(spent / max(done, 1) * (len(todo) - done))
-            left = f"; about {datetime.timedelta(seconds=seconds)} left" if done else ""
-            say(f"point {skipped + done + 1} of {len(wanted)}: {label(points[i])}{left}")
-        rows[i] |= _run(configs[i], workdir / rows[i]["name"], writes, progress)
-        if writes and index is None:
-            _write_tables(workdir, rows)
+    with Signals() as signals:
+        for done, i in enumerate(sorted(todo, key=lambda i: (first[program[i]], i))):
+            if signals.number:  # it came when the last point was at its end
+                name = signal.Signals(signals.number).name
+                say(f"{name}: {done} points are finished; the same command goes on from there")
+                raise Interrupted(signals.number, 0)
+            if progress:
+                spent = time.perf_counter() - start
+                seconds = round(spent / max(done, 1) * (len(todo) - done))
+                left = f"; about {datetime.timedelta(seconds=seconds)} left" if done else ""
+                say(f"point {skipped + done + 1} of {len(wanted)}: {label(points[i])}{left}")
+            rows[i] |= _run(configs[i], workdir / rows[i]["name"], writes, progress)
+            if writes and index is None:
+                _write_tables(workdir, rows)
     if writes and index is None:
         _write_tables(workdir, rows)
         title, metric = workdir.name, chosen_metric(config, rows)
@@ -230,7 +239,7 @@ def _point_config(config, point):
 
 def _checked(config, point):
     try:
-        build(config)
+        build(config, mesh=make_mesh(config.mesh))
     except UserError as error:
         raise UserError(f"at {label(point)}: {error}") from error
 
@@ -241,7 +250,7 @@ def _row(workdir, point, config):
     row = {"name": name, "point": point, "status": "waiting", "results": {}, "seconds": None}
     path = workdir / name / "result.json"
     if path.exists():
-        claim_config(workdir / name, config)  # finished, but of this config?
+        hold_config(workdir / name, config)  # finished, but of this config?
         row |= json.loads(path.read_text())
     return row
 

@@ -2,9 +2,14 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
+import pathlib
 import platform
+import socket
+import tempfile
+import time
 
 import jax
 import numpy as np
@@ -28,14 +33,29 @@ def plain(config):
     return json.loads(json.dumps(data, default=other))
 
 
-def folder(path):
-    """A workdir as an absolute ``epath.Path``, which Orbax asks for; ``~`` is the user's home."""
-    path = epath.Path(path).expanduser()
-    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
+def folder(path, reachable=True):
+    """A workdir as an absolute ``epath.Path``, which Orbax asks for; ``~`` is the user's home.
+
+    Raises:
+      UserError: It is in an object store that is not supported, or whose client is not installed,
+        unless it need not be ``reachable`` from here.
+    """
+    if not is_remote(path):
+        return epath.Path(os.path.abspath(epath.Path(path).expanduser()))
+    if not str(path).startswith("gs://"):
+        raise UserError(f"{path}: a workdir is a folder, or gs://BUCKET/FOLDER")
+    if reachable and not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+        raise UserError(f"{path} needs gcsfs: pip install 'tinker-jax[gcs]'")
+    from fsspec.config import conf
+
+    # Its client would remember what a folder held, and miss what other processes write there.
+    conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(path)
 
 
-STARTS = ("launch", "sweep", "sweep_by")  # how runs are started, of no consequence for one
-MAY_DIFFER = ("mesh", "profile", *STARTS)
+# How runs are started and measured, of no consequence for one.
+STARTS = ("launch", "sweep", "sweep_by", "peak_flops")
+MAY_DIFFER = ("mesh", "sharding_rules", "profile", *STARTS)
 
 
 def differences(there, here, free=MAY_DIFFER):
@@ -66,20 +86,32 @@ def claim_config(workdir, config, defaults=None):
     path, here = workdir / "config.json", plain(config)
     if jax.process_index() > 0:
         wait_for_all("config")
-    if path.exists():
-        # A key that is newer than the run had its default.
-        defaults = plain(default_config()) if defaults is None else defaults
-        found = differences(defaults | _read_config(path), here)
-        if found:
-            shown = "; ".join(f"{key} is {a!r} there, {b!r} here" for key, a, b in found[:10])
-            more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
-            raise UserError(
-                f"{workdir} holds a run of another config: {shown}{more}. Take another workdir"
-            )
-    else:
-        _start_workdir(workdir, here)
+        _see(path)
+    try:
+        if path.exists():
+            hold_config(workdir, config, defaults)
+        else:
+            _start_workdir(workdir, here)
+    except Exception as error:  # of a client: no such bucket, no credentials, no network, …
+        if isinstance(error, UserError) or not is_remote(workdir):
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{workdir} cannot be used: {why}") from error
     if jax.process_index() == 0:
         wait_for_all("config")
+
+
+def hold_config(workdir, config, defaults=None):
+    """Raises a UserError, with the differences, unless a workdir's run is of this config."""
+    # A key that is newer than the run had its default.
+    defaults = plain(default_config()) if defaults is None else defaults
+    found = differences(defaults | _read_config(workdir / "config.json"), plain(config))
+    if found:
+        shown = "; ".join(f"{key} is {a!r} there, {b!r} here" for key, a, b in found[:10])
+        more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config: {shown}{more}. Take another workdir"
+        )
 
 
 def _start_workdir(workdir, config):
@@ -88,6 +120,16 @@ def _start_workdir(workdir, config):
             raise UserError(f"{workdir} has {name} but no config.json: take another workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _see(path):
+    """Waits a little for a file that process 0 has written: a network's folder may show it late."""
+    until = time.monotonic() + 30
+    while not path.exists():
+        if time.monotonic() > until:
+            me = f"process {jax.process_index()} on {socket.gethostname()}"
+            raise UserError(f"{me} does not see {path}: a job's workdir must be the same for all")
+        time.sleep(0.5)
 
 
 def wait_for_all(name):
@@ -116,12 +158,73 @@ def read_config(workdir):
 def write_whole(path, content):
     """Writes a file so that a reader, or a kill, never sees a part of it."""
     content = content.encode() if isinstance(content, str) else content
-    if "://" in str(path):  # an object store shows a file when it is complete
+    if is_remote(path):  # there a file is shown when it is complete
         path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.part"
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def move_folder(folder, target):
+    """Moves a folder; in an object store, which cannot, object by object.
+
+    A kill on the way leaves what is not yet moved where it is, and there is no name twice.
+    """
+    if not is_remote(folder):
+        folder.rename(target)
+        return
+    for path in [*folder.iterdir()]:
+        if path.is_dir():
+            move_folder(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+            path.unlink()
+    with contextlib.suppress(OSError):  # there is no folder without files, save for a marker of it
+        folder.rmtree()
+
+
+def upload(local, folder):
+    """Writes the files of a local folder, and those below it, into another."""
+    for path in sorted(pathlib.Path(local).rglob("*")):
+        if path.is_file():
+            target = folder / path.relative_to(local)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, path.read_bytes())
+
+
+@contextlib.contextmanager
+def local_folder(folder):
+    """A local path for what can write to no other; its files go to an object store at the end."""
+    if not is_remote(folder):
+        yield str(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="tinker-") as local:
+        yield local
+        upload(local, folder)
+
+
+def is_remote(path):
+    """Whether a path is of an object store: no rename, no append, no locks, no empty folders."""
+    return "://" in str(path)
+
+
+def record_start(workdir, step):
+    """Adds a line to ``starts.jsonl``: when a run of the workdir started, and at which step.
+
+    Process 0 does so; the others read what is there.
+
+    Returns:
+      When the first one started, in seconds since 1970.
+    """
+    path, lines = workdir / "starts.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # a line that was edited
+            lines.append(json.loads(line))
+    if jax.process_index() == 0:
+        lines.append({"time": round(time.time(), 3), "step": step})
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines[0]["time"] if lines else time.time()
 
 
 def environment(mesh):
@@ -158,7 +261,7 @@ def sole_user(workdir):
     Raises:
       UserError: Another process is training there.
     """
-    if "://" in str(workdir) or jax.process_index():
+    if is_remote(workdir) or jax.process_index():
         yield
         return
     import fcntl
