@@ -26,7 +26,7 @@ def run(config, key):
       ``test/ratio`` of the last over the first; ``weight``, those chosen on average; ``shrinkage``,
       the norm of the last fit over the first's; ``limit_gap``, how far the last predictions on test
       are from those of plain ridge regression with the penalty over the last weight, in share of
-      the latter's norm; ``fits``, how many systems were solved.
+      the first's norm; ``fits``, how many systems were solved.
     """
     check_choice("choose", config.choose, ("fixed", "closed_form", "grid"))
     with jax.enable_x64(True):
@@ -64,7 +64,7 @@ def run(config, key):
         limit = 0 * y_test
         if chosen and chosen[-1] > 0:
             limit = at_test @ fitted([], penalty=config.penalty / chosen[-1])[0, 0]
-        size = jnp.maximum(jnp.linalg.norm(limit), 1e-300)
+        size = jnp.linalg.norm(predictions[0])
         norms = jnp.linalg.norm(coefficients @ kernel, axis=1)
         return {
             "test/mse": mse,
