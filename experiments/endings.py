@@ -28,8 +28,7 @@ def run(config, key):
     Returns:
       ``nll`` of the bytes of unseen lines after the prompt, the end among them, in nats per byte;
       and ``endless`` [limits], the share of continuations that have not ended within ``limit``
-      [limits] bytes, the last one also as ``endless_at_last``; not of the self-terminating head,
-      which would have to carry its product along.
+      [limits] bytes, the last one also as ``endless_at_last``.
     """
     split_seed = integer_seed(key, "split")
     train, test = (_lines(split, split_seed, config.length) for split in ("train", "test"))
@@ -41,8 +40,6 @@ def run(config, key):
     spec = FrozenConfigDict({name: config[name] for name in named})
     hyper = {k: config[k] for k in ("learning_rate", "epsilon")}
     nll, last = jax.device_get(_train(spec, hyper, fold_in(key, "train"), batches, test))
-    if last is None:
-        return {"nll": nll}
     endless = np.array([np.mean(last > limit) for limit in LIMITS])
     return {
         "nll": nll,
@@ -94,18 +91,21 @@ def _train(spec, hyper, key, batches, test):
     params = {"params": program.params(state)["model"]}
     nll = program.loss(state, {"lines": test})[0]
 
-    if spec.head == "self_terminating":
-        return nll, None
-
     def write(carry, t):
         """The next byte of every line, the t-th after its prompt, and when it came to its end."""
-        token, memory, last = carry
+        token, memory, rest, last = carry
         outputs = model.apply(params, token[:, None], memory)
-        token = jnp.argmax(log_probs(outputs["logits"], t[None])[:, 0], -1).astype(jnp.int32)
-        return (token, outputs["carry"], jnp.where(token == END, jnp.minimum(last, t), last)), None
+        found = log_probs(outputs["logits"], t[None])[:, 0]
+        if spec.head == "self_terminating":  # whose product goes over all bytes so far
+            others = found.at[:, END].set(-jnp.inf) + rest[:, None]
+            rest = jax.nn.logsumexp(others, -1)
+            found = others.at[:, END].set(jnp.log(-jnp.expm1(rest)))
+        token = jnp.argmax(found, -1).astype(jnp.int32)
+        last = jnp.where(token == END, jnp.minimum(last, t), last)
+        return (token, outputs["carry"], rest, last), None
 
     start = model.apply(params, test[:, : spec.prompt - 1])["carry"]
     never = jnp.full(len(test), LIMITS[-1] + 1)
-    carry = test[:, spec.prompt - 1], start, never
-    (_, _, last), _ = jax.lax.scan(write, carry, jnp.arange(1, LIMITS[-1] + 1))
+    carry = test[:, spec.prompt - 1], start, jnp.zeros(len(test)), never
+    (*_, last), _ = jax.lax.scan(write, carry, jnp.arange(1, LIMITS[-1] + 1))
     return nll, last

@@ -106,8 +106,9 @@ def delay_ctc(config):
     frame of 40 ms; here convolutions that see no frame ahead read generated frames, of which 5 to 9
     make a token, so prices are larger, and come in after half of the steps: in first runs, with a
     price of 0.03 from the first step on, and later with one of 1, and of 0.2 for one seed in ten,
-    all labels went to the first frames and none was recognised. Delay is from the true start of a token to its first frame in
-    the best alignment. Nothing is tuned. The paper's joint training with a transducer is not here.
+    all labels went to the first frames and none was recognised. Delay is from the true start of a
+    token to its first frame in the best alignment. Nothing is tuned. The paper's joint training
+    with a transducer is not here.
     """
     config.model.ahead = 0
     config.delay_from = 0.5

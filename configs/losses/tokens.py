@@ -339,7 +339,6 @@ def nmst(config):
             "kind": "curves",
             "metric": "endless",
             "x": "limit",
-            "arms": ["softmax", "non_monotonic", "non_monotonic_1e-4"],
             "xlabel": "bytes written",
             "label": "share of lines without an end",
             "log": "x",
