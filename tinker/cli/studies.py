@@ -134,12 +134,15 @@ def show(report):
         out.print(f"claim: {report['claim']}")
     metrics = [c["metric"] for c in report["claims"] if "metric" in c]
     values = report["values"]
-    first = next(iter(values.values()))
-    shown = [m for m in dict.fromkeys(metrics) if m in first and _is_scalar(first[m])]
+    every = {name: x for found in values.values() for name, x in found.items()}
+    shown = [m for m in dict.fromkeys(metrics) if m in every and _is_scalar(every[m])]
     rows = []
     for arm, found in values.items():
         cells = [arm]
         for metric in shown:
+            if metric not in found:
+                cells.append("–")
+                continue
             mean, half = interval([float("nan") if x is None else x for x in found[metric]])
             cells.append(f"{mean:.4g} ± {half:.2g}")
         chosen = report["tuned"]["chosen"].get(arm, {})
