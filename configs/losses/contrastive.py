@@ -331,7 +331,7 @@ def ssl_duality(config):
         "samples_both": against("sample", "both"),
         "dimensions_both": against("dimension", "both"),
     }
-    config.tune = {"loss.1.scale": [1e-4, 3e-4, 1e-3, 3e-3]}
+    config.tune = {"loss.1.scale": [1e-5, 3e-5, 1e-4, 3e-4]}
 
     config.claims = [
         {
