@@ -81,6 +81,10 @@ def test_nested_specs_are_built_first_or_passed_as_functions():
         ({"fn": "optax:adamw"}, "optax:adamw needs learning_rate"),
         ({"fn": "optax:adamw", "learning_rat": 1.0}, "no keyword 'learning_rat'.*'learning_rate'"),
         ({"fn": f"{HERE}:refuses"}, "refuses refused its keywords: value must be 3"),
+        (
+            {"fn": "jax.nn:initializers.variance_scaling", "scale": 2.0, "partial": True},
+            "'scale' is a key of the config's own",
+        ),
     ],
 )
 def test_a_wrong_keyword_names_what_is_taken(spec, message):

@@ -4,6 +4,7 @@ Any keyword of a spec may itself be a spec: it is built first, and with ``partia
 function. The keys ``fn``, ``inputs``, ``scale``, ``name`` and ``partial`` are reserved.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -142,7 +143,14 @@ def parts(spec, where):
     if not callable(fn):
         raise UserError(f"{where}.fn: {spec['fn']} is not a function")
     keywords = {k: instantiate(v, f"{where}.{k}") for k, v in spec.items() if k not in RESERVED}
-    # A module may have a field that is called like a reserved key; `name` is flax's own.
+    with contextlib.suppress(ValueError):  # a builtin without a signature
+        parameters = signature_of(fn)
+        for key in ("scale", "name", "partial"):
+            if key in spec and key in parameters:
+                raise UserError(
+                    f"{where}: {key!r} is a key of the config's own, so that {spec['fn']} cannot be "
+                    "given the keyword of that name; wrap it in a function with another"
+                )
     return fn, spec["fn"], keywords
 
 
