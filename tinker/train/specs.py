@@ -4,7 +4,6 @@ Any keyword of a spec may itself be a spec: it is built first, and with ``partia
 function. The keys ``fn``, ``inputs``, ``scale``, ``name`` and ``partial`` are reserved.
 """
 
-import contextlib
 import functools
 import importlib
 import inspect
@@ -143,14 +142,16 @@ def parts(spec, where):
     if not callable(fn):
         raise UserError(f"{where}.fn: {spec['fn']} is not a function")
     keywords = {k: instantiate(v, f"{where}.{k}") for k, v in spec.items() if k not in RESERVED}
-    with contextlib.suppress(ValueError):  # a builtin without a signature
+    try:
         parameters = signature_of(fn)
-        for key in ("scale", "name", "partial"):
-            if key in spec and key in parameters:
-                raise UserError(
-                    f"{where}: {key!r} is a key of the config's own, so that {spec['fn']} cannot be "
-                    "given the keyword of that name; wrap it in a function with another"
-                )
+    except ValueError:  # a builtin without a signature
+        parameters = {}
+    for key in ("scale", "name", "partial"):
+        if key in spec and key in parameters:
+            raise UserError(
+                f"{where}: {key!r} is a key of the config's own, so that {spec['fn']} cannot be "
+                "given the keyword of that name; wrap it in a function with another"
+            )
     return fn, spec["fn"], keywords
 
 
