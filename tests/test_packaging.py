@@ -82,7 +82,17 @@ def test_a_wheel_holds_the_tree_and_building_it_warns_of_nothing(tmp_path):
     assert f"\nVersion: {tinker.__version__}\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
     extras = set(re.findall(r"^Provides-Extra: (.*)$", text, re.MULTILINE))
-    wanted = {"cuda", "tpu", "timeseries", "peers", "notebooks", "ray", "tfds-prepare", "test"}
+    wanted = {
+        "cuda",
+        "gcs",
+        "tpu",
+        "timeseries",
+        "peers",
+        "notebooks",
+        "ray",
+        "tfds-prepare",
+        "test",
+    }
     assert extras == wanted
 
 

@@ -1,5 +1,6 @@
 """The scripts are run by a real shell, with stand-ins for the engines' commands."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -196,9 +197,10 @@ class Pod:
 
     def launch(self):
         (command,) = self.plan.commands
-        return subprocess.Popen(
-            command, env=self.env, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        options = dict(env=self.env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        # Under nohup SIGHUP is ignored, which a started process would inherit.
+        mend = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        return subprocess.Popen(command, preexec_fn=mend, **options)
 
     def ended(self):
         running = self.launch()
